@@ -1,0 +1,1 @@
+//! A BGP speaker as a pure core: codec, sessions, RIB, decision process.

@@ -1,0 +1,1 @@
+//! Process shell of the daemons: config, signals, supervision, health, metrics, admin socket.

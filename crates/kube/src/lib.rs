@@ -1,0 +1,1 @@
+//! Kubernetes watches and types, where they end.

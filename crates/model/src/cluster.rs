@@ -1,0 +1,402 @@
+//! Values of the cluster store. Keys: [`crate::keys`].
+//!
+//! Every value is JSON with a `schema`. Read one with [`decode`], write one with [`encode`]: a value that does
+//! not decode is reported and skipped by the reader, it stops nobody.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{Asn, InstanceId, MacAddr, Mtu, NodeName, ObjectName, Vni};
+use crate::k8s::LabelSelector;
+use crate::{SCHEMA, accepts_schema};
+
+/// Why a stored value cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    /// Not the JSON that this kind of value has.
+    #[error("not a valid value: {0}")]
+    Json(#[from] serde_json::Error),
+    /// From a version of Podway that this one cannot read.
+    #[error(
+        "schema {found} found, {SCHEMA} or the one before expected: written by another version of Podway"
+    )]
+    Schema {
+        /// What stands there.
+        found: u32,
+    },
+}
+
+/// Reads a stored value, its `schema` first.
+pub fn decode<T: DeserializeOwned>(json: &[u8]) -> Result<T, DecodeError> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        schema: u32,
+    }
+    let Versioned { schema } = serde_json::from_slice(json)?;
+    if !accepts_schema(schema) {
+        return Err(DecodeError::Schema { found: schema });
+    }
+    Ok(serde_json::from_slice(json)?)
+}
+
+/// Writes a stored value, its `schema` first.
+pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct Versioned<'a, T> {
+        schema: u32,
+        #[serde(flatten)]
+        value: &'a T,
+    }
+    serde_json::to_vec(&Versioned { schema: SCHEMA, value }).expect("store values have string keys only")
+}
+
+/// `config`: what holds for the whole cluster. Every field has a default.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ClusterConfig {
+    /// How packets get from node to node.
+    pub backend: Backend,
+    /// MTU of the underlay; none: as found on the interface that has the node's address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub underlay_mtu: Option<Mtu>,
+    /// VXLAN settings.
+    pub vxlan: VxlanConfig,
+    /// BGP settings.
+    pub bgp: BgpConfig,
+    /// Masquerade of pods that leave the cluster.
+    pub masquerade: MasqueradeConfig,
+    /// NetworkPolicy settings.
+    pub policy: PolicyConfig,
+}
+
+/// How packets get from node to node.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Backend {
+    /// Routes via the peers' addresses; all nodes on one link.
+    HostGw,
+    /// VXLAN tunnels; works over any IP underlay.
+    #[default]
+    Vxlan,
+    /// Routes learnt by BGP.
+    Bgp,
+}
+
+impl std::fmt::Display for Backend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::HostGw => "host-gw",
+            Self::Vxlan => "vxlan",
+            Self::Bgp => "bgp",
+        })
+    }
+}
+
+/// VXLAN settings. The defaults are flannel's, for migration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct VxlanConfig {
+    /// Network identifier.
+    pub vni: Vni,
+    /// UDP port.
+    pub port: u16,
+    /// Route plainly, without a tunnel, to peers on the same link.
+    pub direct_routing: bool,
+}
+
+impl Default for VxlanConfig {
+    fn default() -> Self {
+        Self { vni: Vni::DEFAULT, port: 8472, direct_routing: false }
+    }
+}
+
+/// BGP settings of the cluster's own sessions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct BgpConfig {
+    /// AS number of every node that has none of its own.
+    pub asn: Asn,
+    /// Who has sessions with whom.
+    pub topology: Topology,
+    /// TCP port.
+    pub port: u16,
+    /// Hold time in seconds (RFC 4271 section 4.2): 0, or 3 to 65535.
+    pub hold_time_seconds: u16,
+    /// How long peers keep our routes over a restart, in seconds (RFC 4724): at most 4095; 0 turns it off.
+    pub restart_time_seconds: u16,
+}
+
+impl Default for BgpConfig {
+    fn default() -> Self {
+        Self {
+            asn: Asn::DEFAULT,
+            topology: Topology::Mesh,
+            port: 179,
+            hold_time_seconds: 90,
+            restart_time_seconds: 120,
+        }
+    }
+}
+
+/// Who has BGP sessions with whom inside the cluster.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Topology {
+    /// Everybody with everybody.
+    #[default]
+    Mesh,
+    /// Everybody with the nodes that stand under `reflectors/`; those with everybody.
+    Reflectors,
+}
+
+/// Masquerade of pods that leave the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct MasqueradeConfig {
+    /// Whether it is done at all.
+    pub enabled: bool,
+    /// Destinations that see pods' own addresses, besides the pools and multicast.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub exclude: Vec<IpNet>,
+}
+
+impl Default for MasqueradeConfig {
+    fn default() -> Self {
+        Self { enabled: true, exclude: vec![] }
+    }
+}
+
+/// NetworkPolicy settings.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PolicyConfig {
+    /// Whether pods need the policy agent.
+    pub mode: PolicyMode,
+    /// What an ADD does when the agent does not answer in time.
+    pub on_timeout: PolicyTimeout,
+}
+
+/// Whether pods need the policy agent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PolicyMode {
+    /// Yes: no pod starts before it is classified.
+    #[default]
+    Required,
+    /// No: there is no fence and no wait.
+    None,
+}
+
+/// What an ADD does when the policy agent does not answer in time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PolicyTimeout {
+    /// Undoes itself and answers 11: the runtime tries again.
+    #[default]
+    Undo,
+    /// Keeps the pod, closed until the agent has classified it.
+    Closed,
+}
+
+/// `pools/<name>`: a range from which nodes claim blocks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Pool {
+    /// The range.
+    pub cidr: IpNet,
+    /// Prefix length of its blocks; none: 26 or 122.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub block_size: Option<u8>,
+    /// Nodes that may claim from it.
+    #[serde(default)]
+    pub node_selector: LabelSelector,
+    /// Namespaces whose pods get addresses from it; none: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace_selector: Option<LabelSelector>,
+    /// Whether pods are masqueraded when they leave the cluster.
+    #[serde(default = "yes")]
+    pub nat: bool,
+    /// Whether addresses are handed out without being asked for.
+    #[serde(default)]
+    pub assignment: Assignment,
+    /// No new blocks and no new leases.
+    #[serde(default)]
+    pub disabled: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl Pool {
+    /// Prefix length of the pool's blocks.
+    pub fn block_len(&self) -> u8 {
+        self.block_size.unwrap_or(match self.cidr {
+            IpNet::V4(_) => 26,
+            IpNet::V6(_) => 122,
+        })
+    }
+}
+
+/// Whether a pool's addresses are handed out without being asked for by address.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Assignment {
+    /// To any pod.
+    #[default]
+    Automatic,
+    /// Only to a pod that asks for this very address; blocks are single addresses claimed on demand.
+    Manual,
+}
+
+/// `nodes/<node>`: what a node says of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeRecord {
+    /// Installation of the node.
+    pub instance_id: InstanceId,
+    /// Address on the underlay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address_v4: Option<Ipv4Addr>,
+    /// Address on the underlay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address_v6: Option<Ipv6Addr>,
+    /// Address reserved for the node in its first IPv4 block.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tunnel_v4: Option<Ipv4Addr>,
+    /// Address reserved for the node in its first IPv6 block.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tunnel_v6: Option<Ipv6Addr>,
+    /// Labels, for pool and peer selectors.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// AS number, where it is not the cluster's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asn: Option<Asn>,
+    /// MAC address of the VTEP, where the node has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vtep_mac: Option<MacAddr>,
+    /// Version of Podway, for people.
+    pub version: String,
+}
+
+impl NodeRecord {
+    /// The node's underlay address of the same family as `of`.
+    pub fn address_like(&self, of: &IpNet) -> Option<IpAddr> {
+        match of {
+            IpNet::V4(_) => self.address_v4.map(IpAddr::V4),
+            IpNet::V6(_) => self.address_v6.map(IpAddr::V6),
+        }
+    }
+
+    /// The node's tunnel address of the same family as `of`.
+    pub fn tunnel_like(&self, of: &IpNet) -> Option<IpAddr> {
+        match of {
+            IpNet::V4(_) => self.tunnel_v4.map(IpAddr::V4),
+            IpNet::V6(_) => self.tunnel_v6.map(IpAddr::V6),
+        }
+    }
+}
+
+/// `live/<node>`: sign of life, bound to the node's lease in the store. A hint: its end removes nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Liveness {
+    /// Installation that is alive under this node's name.
+    pub instance_id: InstanceId,
+    /// Its addresses, so that two installations under one name can both be named.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// `claims/<node>/<addr>-<len>`: a block that a node claims. Created if absent; among identical or overlapping
+/// claims the lowest create revision wins.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Claim {
+    /// Installation that claims.
+    pub instance_id: InstanceId,
+    /// Pool that the block is cut from.
+    pub pool: ObjectName,
+    /// Whether the claimant has seen its own claim win. Others route to confirmed claims only.
+    pub confirmed: bool,
+}
+
+/// `released/<addr>-<len>`: a block taken from a node that is gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Released {
+    /// When, in seconds since 1970.
+    pub at_unix_seconds: u64,
+    /// From whom.
+    pub former_owner: NodeName,
+}
+
+/// `usage/<node>`: address use by block, for `podwayctl`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Usage {
+    /// Per block: the number of leases.
+    pub blocks: BTreeMap<IpNet, u32>,
+}
+
+/// `peers/<name>`: a BGP peer outside the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BgpPeer {
+    /// Nodes that have this session.
+    #[serde(default)]
+    pub node_selector: LabelSelector,
+    /// The peer's address.
+    pub address: IpAddr,
+    /// The peer's TCP port.
+    #[serde(default = "bgp_port")]
+    pub port: u16,
+    /// The peer's AS number.
+    pub asn: Asn,
+}
+
+fn bgp_port() -> u16 {
+    179
+}
+
+/// `reflectors/<node>`: a reflector role given by hand.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Reflector {
+    /// Cluster id (RFC 4456 section 7); none: the node's BGP identifier.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster_id: Option<Ipv4Addr>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_carry_their_schema_and_round_trip() {
+        let claim = Claim {
+            instance_id: "00000000-0000-4000-8000-000000000001".parse().unwrap(),
+            pool: "default".parse().unwrap(),
+            confirmed: true,
+        };
+        let json = encode(&claim);
+        assert!(json.starts_with(br#"{"schema":1,"#), "{}", String::from_utf8_lossy(&json));
+        assert_eq!(decode::<Claim>(&json).unwrap(), claim);
+    }
+
+    #[test]
+    fn newer_and_broken_values_are_told_apart() {
+        assert!(matches!(decode::<Reflector>(br#"{"schema":7}"#), Err(DecodeError::Schema { found: 7 })));
+        assert!(matches!(decode::<Reflector>(br#"{"schema":1,"clusterId":"x"}"#), Err(DecodeError::Json(_))));
+        assert!(matches!(decode::<Reflector>(b"{}"), Err(DecodeError::Json(_))));
+    }
+
+    #[test]
+    fn an_empty_configuration_is_the_default() {
+        assert_eq!(decode::<ClusterConfig>(br#"{"schema":1}"#).unwrap(), ClusterConfig::default());
+    }
+}

@@ -1,0 +1,1 @@
+//! nftables objects, transactions, text form, netlink encoding, fake and packet evaluator.

@@ -1,0 +1,1 @@
+//! NetworkPolicy: selectors, resolution, oracle, lowering to nftables objects.

@@ -1,0 +1,1 @@
+//! The cluster store: etcd, a watched file, an in-memory fake; one trait.

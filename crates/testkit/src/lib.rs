@@ -1,0 +1,1 @@
+//! Namespaces, clusters of namespaces (the lab), probes, golden files.

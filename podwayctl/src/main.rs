@@ -1,0 +1,3 @@
+//! What the operator types.
+
+fn main() {}

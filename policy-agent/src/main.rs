@@ -1,0 +1,3 @@
+//! Podway's node daemon for NetworkPolicy: compiles it into nftables.
+
+fn main() {}

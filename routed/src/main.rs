@@ -1,0 +1,3 @@
+//! Podway's node daemon: store, block claims, routing backends, BGP.
+
+fn main() {}

@@ -1,0 +1,108 @@
+//! The vocabulary between `routed`'s parts: what each part owns and tells the others.
+//!
+//! ```text
+//!  store ──▶ cluster ──ClusterView──▶ dataplane ──▶ kernel
+//!               ▲  └────ClusterView──▶ bgp ──BgpRoutes──▶ dataplane
+//!               └──────── LocalFacts ◀── underlay (kernel)
+//! ```
+//!
+//! Each value has one owner and travels in a `tokio::sync::watch`: only the latest counts.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+use podway_model::cluster::{BgpPeer, ClusterConfig, NodeRecord, Pool, Reflector};
+use podway_model::ids::{IfName, Mtu, NodeName, ObjectName};
+
+/// The cluster as this node sees it. Owner: `cluster`.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ClusterView {
+    /// Whether a whole snapshot of the store has been read since start. Nothing may be removed from the kernel
+    /// before this is true.
+    pub synced: bool,
+    /// Store revision that this view reflects.
+    pub revision: i64,
+    /// State of the connection to the store, in words.
+    pub store: String,
+    /// The cluster's configuration.
+    pub config: ClusterConfig,
+    /// Usable pools: those that overlap others or are invalid are left out and stand in `problems`.
+    pub pools: BTreeMap<ObjectName, Pool>,
+    /// All nodes that have a record or a claim, this one included.
+    pub nodes: BTreeMap<NodeName, NodeView>,
+    /// This node's own blocks, in the order in which they were claimed.
+    pub own_blocks: Vec<OwnBlock>,
+    /// Address reserved for this node in its first IPv4 block.
+    pub tunnel_v4: Option<Ipv4Addr>,
+    /// Address reserved for this node in its first IPv6 block.
+    pub tunnel_v6: Option<Ipv6Addr>,
+    /// Reflector roles given by hand.
+    pub reflectors: BTreeMap<NodeName, Reflector>,
+    /// BGP peers outside the cluster.
+    pub peers: BTreeMap<ObjectName, BgpPeer>,
+    /// Store values that cannot be used, and why.
+    pub problems: Vec<String>,
+}
+
+/// A node as the store shows it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct NodeView {
+    /// What it says of itself; none: only claims are there.
+    pub record: Option<NodeRecord>,
+    /// Whether its sign of life is there. A hint: never a reason to remove anything.
+    pub live: bool,
+    /// Blocks whose claim it has won and confirmed.
+    pub blocks: BTreeSet<IpNet>,
+}
+
+/// A block of this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnBlock {
+    /// Its range.
+    pub cidr: IpNet,
+    /// Its pool.
+    pub pool: ObjectName,
+    /// How far its life has come.
+    pub state: OwnBlockState,
+}
+
+/// Life of an own block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum OwnBlockState {
+    /// Claimed, not yet seen to have won: not in the node file, not routed, not announced.
+    Pending,
+    /// Ours.
+    Active,
+    /// On its way back: no new leases.
+    Draining,
+    /// Lost while pods live in it: withdrawn, no blackhole, the pods' own routes stay.
+    Stranded,
+}
+
+/// What the kernel says of this node's underlay. Owner: `underlay`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalFacts {
+    /// Address on the underlay.
+    pub address_v4: Option<Ipv4Addr>,
+    /// Address on the underlay.
+    pub address_v6: Option<Ipv6Addr>,
+    /// Prefixes on link, by interface index: who is in one of them needs no gateway.
+    pub on_link: Vec<(u32, IpNet)>,
+    /// The interface that has the address.
+    pub interface: IfName,
+    /// Its index.
+    pub ifindex: u32,
+    /// Its MTU.
+    pub mtu: Mtu,
+}
+
+/// Routes that BGP wants in the kernel. Owner: `bgp`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BgpRoutes {
+    /// Whether every peer that was up has sent its whole table, or the deferral time is over. Routes of an
+    /// earlier run must not be swept before this is true.
+    pub synced: bool,
+    /// Best paths: destination to next hops, stale ones included.
+    pub routes: BTreeMap<IpNet, Vec<IpAddr>>,
+}

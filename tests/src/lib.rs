@@ -1,0 +1,1 @@
+//! Integration suites live in the folders beside this file.
