@@ -1,0 +1,268 @@
+//! Our own kinds: `ClusterConfig`, `Pool`, `BGPPeer`, `Reflector`. Unknown keys are refused everywhere.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::IpNet;
+
+use super::reader::{Field, Map};
+use super::{CLUSTER_CONFIG_NAME, Document, Kind, labels};
+use crate::cluster::{
+    Assignment, Backend, BgpConfig, BgpPeer, ClusterConfig, MasqueradeConfig, PolicyConfig, PolicyMode,
+    PolicyTimeout, Pool, Reflector, Topology, VxlanConfig,
+};
+use crate::ids::{Asn, Mtu, Vni};
+use crate::k8s::LabelSelector;
+
+const OBJECT_NAME: &str = "a name (lower-case letters, digits, '-' and '.', at most 253 characters)";
+const PORT: &str = "a port from 1 to 65535";
+const ASN: &str = "an AS number (1 to 4294967294, not 23456)";
+
+/// Reads an object of one of our kinds, whose `apiVersion` and `kind` were read already.
+pub(super) fn read(kind: Kind, map: &Map<'_>) -> Option<Document> {
+    let name = map.required("metadata", "a mapping with a name").and_then(|f| {
+        let metadata = f.map("a mapping with a name")?;
+        let name = metadata.required("name", OBJECT_NAME);
+        metadata.refuse_unknown();
+        name
+    });
+    let name = name.as_ref();
+    let document = match kind {
+        Kind::ClusterConfig => {
+            let named = name.and_then(|f| f.one_of(&[(CLUSTER_CONFIG_NAME, ())]));
+            let spec = map.or("spec", ClusterConfig::default(), cluster_config);
+            named.and(spec).map(Document::ClusterConfig)
+        }
+        Kind::Pool => {
+            let name = name.and_then(|f| f.parse(OBJECT_NAME));
+            let spec = map.required("spec", "a mapping with a cidr").and_then(|f| pool(&f));
+            name.zip(spec).map(|(name, spec)| Document::Pool { name, spec })
+        }
+        Kind::BgpPeer => {
+            let name = name.and_then(|f| f.parse(OBJECT_NAME));
+            let spec = map.required("spec", "a mapping with an address and an asn").and_then(|f| peer(&f));
+            name.zip(spec).map(|(name, spec)| Document::BgpPeer { name, spec })
+        }
+        Kind::Reflector => {
+            let node = name.and_then(|f| f.parse("the name of a node"));
+            let spec = map.or("spec", Reflector::default(), reflector);
+            node.zip(spec).map(|(node, spec)| Document::Reflector { node, spec })
+        }
+        Kind::Namespace | Kind::Pod | Kind::NetworkPolicy => None,
+    };
+    map.refuse_unknown();
+    document
+}
+
+fn cluster_config(field: &Field<'_>) -> Option<ClusterConfig> {
+    let map = field.map("the cluster's settings")?;
+    let backend = map.or("backend", Backend::default(), |f| {
+        f.one_of(&[("host-gw", Backend::HostGw), ("vxlan", Backend::Vxlan), ("bgp", Backend::Bgp)])
+    });
+    let underlay_mtu = map.maybe("underlayMtu", |f| {
+        let expected = "an MTU (1280 to 65535 bytes)";
+        number(f, expected, |n: u32| Mtu::try_from(n).ok())
+    });
+    let vxlan = map.or("vxlan", VxlanConfig::default(), vxlan);
+    let bgp = map.or("bgp", BgpConfig::default(), bgp);
+    let masquerade = map.or("masquerade", MasqueradeConfig::default(), masquerade);
+    let policy = map.or("policy", PolicyConfig::default(), policy);
+    map.refuse_unknown();
+    Some(ClusterConfig {
+        backend: backend?,
+        underlay_mtu: underlay_mtu?,
+        vxlan: vxlan?,
+        bgp: bgp?,
+        masquerade: masquerade?,
+        policy: policy?,
+    })
+}
+
+fn vxlan(field: &Field<'_>) -> Option<VxlanConfig> {
+    let default = VxlanConfig::default();
+    let map = field.map("VXLAN settings")?;
+    let vni = map.or("vni", default.vni, |f| {
+        number(f, "a VXLAN network identifier (1 to 16777215)", |n: u32| Vni::try_from(n).ok())
+    });
+    let port = map.or("port", default.port, port);
+    let direct_routing = map.or("directRouting", default.direct_routing, Field::boolean);
+    map.refuse_unknown();
+    Some(VxlanConfig { vni: vni?, port: port?, direct_routing: direct_routing? })
+}
+
+fn bgp(field: &Field<'_>) -> Option<BgpConfig> {
+    let default = BgpConfig::default();
+    let map = field.map("BGP settings")?;
+    let asn = map.or("asn", default.asn, asn);
+    let topology = map.or("topology", default.topology, |f| {
+        f.one_of(&[("mesh", Topology::Mesh), ("reflectors", Topology::Reflectors)])
+    });
+    let port = map.or("port", default.port, port);
+    let hold_time_seconds = map.or("holdTimeSeconds", default.hold_time_seconds, |f| {
+        // RFC 4271 section 4.2: zero, or at least three seconds.
+        number(f, "0 (never), or 3 to 65535 seconds", |n: u16| (n == 0 || n >= 3).then_some(n))
+    });
+    let restart_time_seconds = map.or("restartTimeSeconds", default.restart_time_seconds, |f| {
+        // RFC 4724 section 3: 12 bits.
+        number(f, "0 (off) to 4095 seconds", |n: u16| (n <= 4095).then_some(n))
+    });
+    map.refuse_unknown();
+    Some(BgpConfig {
+        asn: asn?,
+        topology: topology?,
+        port: port?,
+        hold_time_seconds: hold_time_seconds?,
+        restart_time_seconds: restart_time_seconds?,
+    })
+}
+
+fn masquerade(field: &Field<'_>) -> Option<MasqueradeConfig> {
+    let default = MasqueradeConfig::default();
+    let map = field.map("masquerade settings")?;
+    let enabled = map.or("enabled", default.enabled, Field::boolean);
+    let exclude = map.or("exclude", default.exclude, |f| f.list("a list of prefixes", prefix));
+    map.refuse_unknown();
+    Some(MasqueradeConfig { enabled: enabled?, exclude: exclude? })
+}
+
+fn policy(field: &Field<'_>) -> Option<PolicyConfig> {
+    let default = PolicyConfig::default();
+    let map = field.map("NetworkPolicy settings")?;
+    let mode = map.or("mode", default.mode, |f| {
+        f.one_of(&[("required", PolicyMode::Required), ("none", PolicyMode::None)])
+    });
+    let on_timeout = map.or("onTimeout", default.on_timeout, |f| {
+        f.one_of(&[("undo", PolicyTimeout::Undo), ("closed", PolicyTimeout::Closed)])
+    });
+    map.refuse_unknown();
+    Some(PolicyConfig { mode: mode?, on_timeout: on_timeout? })
+}
+
+fn pool(field: &Field<'_>) -> Option<Pool> {
+    let map = field.map("a pool")?;
+    let cidr_field = map.required("cidr", "an IPv4 or IPv6 prefix (10.244.0.0/16)");
+    let cidr = cidr_field.as_ref().and_then(prefix).and_then(|cidr| {
+        let reason = unusable(&cidr);
+        if let (Some(reason), Some(field)) = (reason, &cidr_field) {
+            field.wrong(format!("a prefix for pods ({reason})"));
+        }
+        reason.is_none().then_some(cidr)
+    });
+    let block_size = map.maybe("blockSize", |f| match cidr {
+        Some(IpNet::V4(_)) => f.integer_in(20..=32, "a prefix length from 20 to 32"),
+        Some(IpNet::V6(_)) => f.integer_in(116..=128, "a prefix length from 116 to 128"),
+        None => f.integer_in(20..=128, "a prefix length (IPv4: 20 to 32, IPv6: 116 to 128)"),
+    });
+    let node_selector = map.or("nodeSelector", LabelSelector::default(), labels::selector);
+    let namespace_selector = map.maybe("namespaceSelector", labels::selector);
+    let nat = map.or("nat", true, Field::boolean);
+    let assignment = map.or("assignment", Assignment::default(), |f| {
+        f.one_of(&[("automatic", Assignment::Automatic), ("manual", Assignment::Manual)])
+    });
+    let disabled = map.or("disabled", false, Field::boolean);
+    map.refuse_unknown();
+    let pool = Pool {
+        cidr: cidr?,
+        block_size: block_size?.and_then(|n| u8::try_from(n).ok()),
+        node_selector: node_selector?,
+        namespace_selector: namespace_selector?,
+        nat: nat?,
+        assignment: assignment?,
+        disabled: disabled?,
+    };
+    if pool.block_len() < pool.cidr.prefix_len() {
+        let expected = format!(
+            "{} to {} (a block is no larger than its pool {})",
+            pool.cidr.prefix_len(),
+            pool.cidr.max_prefix_len(),
+            pool.cidr
+        );
+        let default = if pool.block_size.is_none() { " (the default)" } else { "" };
+        map.optional("blockSize")
+            .or(cidr_field)?
+            .note(format!("blockSize {}{default}", pool.block_len()), expected);
+        return None;
+    }
+    Some(pool)
+}
+
+/// Why no pod can have an address of this prefix.
+fn unusable(cidr: &IpNet) -> Option<&'static str> {
+    let overlaps =
+        |text: &str| text.parse::<IpNet>().is_ok_and(|other| other.contains(cidr) || cidr.contains(&other));
+    [
+        ("127.0.0.0/8", "127.0.0.0/8 is loopback"),
+        ("169.254.0.0/16", "169.254.0.0/16 is link-local and holds the pods' gateway"),
+        ("224.0.0.0/4", "224.0.0.0/4 is multicast"),
+        ("240.0.0.0/4", "240.0.0.0/4 is reserved"),
+        ("0.0.0.0/8", "0.0.0.0/8 is no destination"),
+        ("::/96", "::/96 holds loopback and the unspecified address"),
+        ("::ffff:0.0.0.0/96", "::ffff:0:0/96 is IPv4 in disguise"),
+        ("fe80::/10", "fe80::/10 is link-local and holds the pods' gateway"),
+        ("ff00::/8", "ff00::/8 is multicast"),
+    ]
+    .into_iter()
+    .find_map(|(prefix, reason)| overlaps(prefix).then_some(reason))
+}
+
+fn peer(field: &Field<'_>) -> Option<BgpPeer> {
+    let map = field.map("a BGP peer")?;
+    let node_selector = map.or("nodeSelector", LabelSelector::default(), labels::selector);
+    let address = map.required("address", "an IPv4 or IPv6 address").and_then(|f| {
+        let address: IpAddr = f.parse("an IPv4 or IPv6 address")?;
+        let usable = !(address.is_unspecified() || address.is_multicast());
+        if !usable {
+            f.wrong("the unicast address of a router");
+        }
+        usable.then_some(address)
+    });
+    let port = map.or("port", 179, port);
+    let asn = map.required("asn", ASN).and_then(|f| asn(&f));
+    map.refuse_unknown();
+    Some(BgpPeer { node_selector: node_selector?, address: address?, port: port?, asn: asn? })
+}
+
+fn reflector(field: &Field<'_>) -> Option<Reflector> {
+    let map = field.map("a reflector role")?;
+    let cluster_id = map.maybe("clusterId", |f| {
+        let expected = "a cluster id, written as an IPv4 address other than 0.0.0.0";
+        let id: Ipv4Addr = f.parse(expected)?;
+        if id.is_unspecified() {
+            f.wrong(expected);
+        }
+        (!id.is_unspecified()).then_some(id)
+    });
+    map.refuse_unknown();
+    Some(Reflector { cluster_id: cluster_id? })
+}
+
+/// A prefix whose host bits are zero.
+pub(super) fn prefix(field: &Field<'_>) -> Option<IpNet> {
+    let net: IpNet = field.parse("an IPv4 or IPv6 prefix (10.244.0.0/16)")?;
+    if net.trunc() != net {
+        field.wrong(format!("a prefix whose host bits are zero ({})", net.trunc()));
+        return None;
+    }
+    Some(net)
+}
+
+/// An AS number.
+pub(super) fn asn(field: &Field<'_>) -> Option<Asn> {
+    number(field, ASN, |n: u32| Asn::try_from(n).ok())
+}
+
+fn port(field: &Field<'_>) -> Option<u16> {
+    number(field, PORT, |n: u16| (n != 0).then_some(n))
+}
+
+/// A whole number that `check` accepts.
+fn number<N: TryFrom<i128>, T>(
+    field: &Field<'_>,
+    expected: &str,
+    check: impl FnOnce(N) -> Option<T>,
+) -> Option<T> {
+    let value = check(field.integer(expected)?);
+    if value.is_none() {
+        field.wrong(expected);
+    }
+    value
+}
