@@ -1,1 +1,7 @@
-//! A BGP speaker as a pure core: codec, sessions, RIB, decision process.
+//! A BGP speaker as a pure core.
+
+pub mod config;
+pub mod event;
+pub mod message;
+pub mod session;
+pub mod types;

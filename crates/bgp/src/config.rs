@@ -1,0 +1,215 @@
+//! What the speaker is told to do. A new configuration is compared with the one in force: what did not change
+//! keeps its session.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use podway_model::ids::Asn;
+use serde::{Deserialize, Serialize};
+
+use crate::types::Families;
+
+/// The whole configuration of a speaker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpeakerConfig {
+    /// Own AS number.
+    pub asn: Asn,
+    /// BGP identifier (RFC 6286: not zero, unique within the AS).
+    pub router_id: Ipv4Addr,
+    /// Cluster id as a reflector (RFC 4456 section 7); none: the BGP identifier.
+    pub cluster_id: Option<Ipv4Addr>,
+    /// Hold time that we propose: zero, or at least 3 s; whole seconds, at most 65535.
+    pub hold_time: Duration,
+    /// Graceful restart, as both roles (RFC 4724); none: off.
+    pub graceful_restart: Option<GracefulRestart>,
+    /// Neighbours by address. A connection from any other address is refused.
+    pub neighbours: BTreeMap<IpAddr, Neighbour>,
+    /// Prefixes that we originate, and the next hop that they are announced with (same family).
+    pub originated: BTreeMap<IpNet, IpAddr>,
+    /// Addresses that are ours: a route with one of them as next hop is not used (RFC 4271 5.1.3).
+    pub own_addresses: BTreeSet<IpAddr>,
+}
+
+/// Graceful restart settings (RFC 4724).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GracefulRestart {
+    /// How long peers keep our routes: whole seconds, at most 4095.
+    pub restart_time: Duration,
+    /// How long we keep a peer's stale routes at most, from the loss of the session to its End-of-RIB
+    /// (RFC 4724 section 4.2, the optional upper bound).
+    pub stale_time: Duration,
+    /// How long selection waits for the peers that were up, after a restart (Selection_Deferral_Timer).
+    pub deferral_time: Duration,
+    /// What happens to routes that are stale already when their session is lost again.
+    pub second_restart: SecondRestart,
+}
+
+/// What happens to routes that are stale already when their session is lost again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SecondRestart {
+    /// They are deleted, as RFC 4724 section 4.2 says.
+    Delete,
+    /// They stay until [`GracefulRestart::stale_time`] after the first loss: a daemon that is restarted twice in
+    /// a row cuts nobody off.
+    Keep,
+}
+
+/// What a speaker that starts knows of its life before.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restarted {
+    /// Peers whose session was up: only these are waited for.
+    pub peers: BTreeSet<IpAddr>,
+    /// Whether the forwarding state was preserved (the F bit says so).
+    pub forwarding_preserved: bool,
+}
+
+/// One neighbour.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Neighbour {
+    /// For people: a node name or the name of a peer object.
+    pub name: String,
+    /// Its AS number.
+    pub asn: Asn,
+    /// What it is to us.
+    pub role: Role,
+    /// Who opens the connection.
+    pub connect: ConnectMode,
+    /// TCP port that it listens on.
+    pub port: u16,
+    /// Own address of the session; none: as the kernel chooses.
+    pub local_address: Option<IpAddr>,
+    /// Families that we offer it.
+    pub families: Families,
+    /// Which of its routes may be used.
+    pub import: Import,
+    /// What it is told.
+    pub export: Export,
+}
+
+/// What a neighbour is to us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Role {
+    /// Plain iBGP: a node of the mesh, or another reflector.
+    Mesh,
+    /// iBGP: we reflect to it (RFC 4456 "client").
+    Client,
+    /// iBGP: it reflects to us. To us it is a plain peer.
+    Reflector,
+    /// eBGP.
+    External,
+}
+
+impl Role {
+    /// The word for people and for the admin socket.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Mesh => "mesh",
+            Self::Client => "client",
+            Self::Reflector => "reflector",
+            Self::External => "external",
+        }
+    }
+}
+
+/// Who opens the connection to a neighbour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ConnectMode {
+    /// Both sides; a collision is resolved (RFC 4271 6.8).
+    Both,
+    /// It does; we only listen.
+    Passive,
+}
+
+/// Which routes of a neighbour may be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Import {
+    /// None (RFC 8212: eBGP without a policy).
+    None,
+    /// Those whose prefix and next hop stand in the claims ([`Claims`]).
+    Claimed,
+    /// All.
+    All,
+}
+
+/// What a neighbour is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Export {
+    /// Nothing (RFC 8212: eBGP without a policy).
+    None,
+    /// All that the rules of BGP allow.
+    All,
+}
+
+/// Who holds which prefix: per prefix the next hops that are right.
+pub type Claims = BTreeMap<IpNet, BTreeSet<IpAddr>>;
+
+/// A configuration that cannot work.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// RFC 6286 section 2.1.
+    #[error("router id 0.0.0.0 found, a non-zero identifier expected")]
+    RouterId,
+    /// RFC 4271 section 4.2.
+    #[error("hold time {0:?} found, 0 or 3 to 65535 whole seconds expected")]
+    HoldTime(Duration),
+    /// RFC 4724 section 3: twelve bits of seconds.
+    #[error("restart time {0:?} found, at most 4095 whole seconds expected")]
+    RestartTime(Duration),
+    /// An iBGP role with another AS number, or eBGP with our own.
+    #[error("neighbour {address}: AS {asn} found, which does not go with role {role}")]
+    RoleAsn {
+        /// The neighbour.
+        address: IpAddr,
+        /// Its AS number.
+        asn: Asn,
+        /// Its role.
+        role: &'static str,
+    },
+    /// Prefix and next hop differ in family.
+    #[error("originated {prefix}: next hop {next_hop} found, one of the same family expected")]
+    NextHopFamily {
+        /// The prefix.
+        prefix: IpNet,
+        /// Its next hop.
+        next_hop: IpAddr,
+    },
+}
+
+impl SpeakerConfig {
+    /// Everything that is wrong with it.
+    pub fn mistakes(&self) -> Vec<ConfigError> {
+        let mut found = vec![];
+        if self.router_id.is_unspecified() {
+            found.push(ConfigError::RouterId);
+        }
+        let whole = |time: Duration| time.subsec_nanos() == 0;
+        let hold = self.hold_time.as_secs();
+        if !whole(self.hold_time) || hold == 1 || hold == 2 || hold > 65535 {
+            found.push(ConfigError::HoldTime(self.hold_time));
+        }
+        if let Some(restart) = &self.graceful_restart
+            && (!whole(restart.restart_time) || restart.restart_time.as_secs() > 4095)
+        {
+            found.push(ConfigError::RestartTime(restart.restart_time));
+        }
+        for (address, neighbour) in &self.neighbours {
+            if (neighbour.role == Role::External) == (neighbour.asn == self.asn) {
+                let (asn, role) = (neighbour.asn, neighbour.role.as_str());
+                found.push(ConfigError::RoleAsn { address: *address, asn, role });
+            }
+        }
+        for (prefix, next_hop) in &self.originated {
+            if matches!(prefix, IpNet::V4(_)) != next_hop.is_ipv4() {
+                found.push(ConfigError::NextHopFamily { prefix: *prefix, next_hop: *next_hop });
+            }
+        }
+        found
+    }
+
+    /// The cluster id in force.
+    pub fn effective_cluster_id(&self) -> Ipv4Addr {
+        self.cluster_id.unwrap_or(self.router_id)
+    }
+}

@@ -1,0 +1,242 @@
+//! Path attributes (RFC 4271 4.3 and section 5): the values, and how they are written.
+//!
+//! ```text
+//! | flags (1): O T P E . . . . | type (1) | length (1, or 2 with E) | value ...
+//! ```
+//!
+//! Read by [`super::walk`], which also judges them (RFC 7606).
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+pub use super::as_path::{AsPath, Segment, SegmentKind};
+use super::open::AS_TRANS;
+
+/// Attribute flags.
+pub mod flag {
+    /// Optional, as opposed to well-known.
+    pub const OPTIONAL: u8 = 0x80;
+    /// Transitive.
+    pub const TRANSITIVE: u8 = 0x40;
+    /// Partial: somebody on the way did not know it.
+    pub const PARTIAL: u8 = 0x20;
+    /// The length takes two octets.
+    pub const EXTENDED: u8 = 0x10;
+}
+
+/// Attribute types (IANA "BGP Path Attributes").
+pub mod kind {
+    /// ORIGIN.
+    pub const ORIGIN: u8 = 1;
+    /// AS_PATH.
+    pub const AS_PATH: u8 = 2;
+    /// NEXT_HOP.
+    pub const NEXT_HOP: u8 = 3;
+    /// MULTI_EXIT_DISC.
+    pub const MED: u8 = 4;
+    /// LOCAL_PREF.
+    pub const LOCAL_PREF: u8 = 5;
+    /// ATOMIC_AGGREGATE.
+    pub const ATOMIC_AGGREGATE: u8 = 6;
+    /// AGGREGATOR.
+    pub const AGGREGATOR: u8 = 7;
+    /// COMMUNITIES (RFC 1997).
+    pub const COMMUNITIES: u8 = 8;
+    /// ORIGINATOR_ID (RFC 4456).
+    pub const ORIGINATOR_ID: u8 = 9;
+    /// CLUSTER_LIST (RFC 4456).
+    pub const CLUSTER_LIST: u8 = 10;
+    /// MP_REACH_NLRI (RFC 4760).
+    pub const MP_REACH: u8 = 14;
+    /// MP_UNREACH_NLRI (RFC 4760).
+    pub const MP_UNREACH: u8 = 15;
+    /// EXTENDED COMMUNITIES (RFC 4360).
+    pub const EXTENDED_COMMUNITIES: u8 = 16;
+    /// AS4_PATH (RFC 6793).
+    pub const AS4_PATH: u8 = 17;
+    /// AS4_AGGREGATOR (RFC 6793).
+    pub const AS4_AGGREGATOR: u8 = 18;
+    /// LARGE_COMMUNITY (RFC 8092).
+    pub const LARGE_COMMUNITIES: u8 = 32;
+}
+
+/// NO_EXPORT (RFC 1997): not to leave the AS.
+pub const NO_EXPORT: u32 = 0xffff_ff01;
+/// NO_ADVERTISE (RFC 1997): not to be told to anybody.
+pub const NO_ADVERTISE: u32 = 0xffff_ff02;
+/// NO_EXPORT_SUBCONFED (RFC 1997): not to any external peer; without confederations the same as NO_EXPORT.
+pub const NO_EXPORT_SUBCONFED: u32 = 0xffff_ff03;
+
+/// ORIGIN. The order is that of preference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Origin {
+    /// From within the AS.
+    Igp = 0,
+    /// From the EGP protocol.
+    Egp = 1,
+    /// From elsewhere.
+    Incomplete = 2,
+}
+
+/// AGGREGATOR.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Aggregator {
+    /// AS that aggregated.
+    pub asn: u32,
+    /// Its router.
+    pub router_id: Ipv4Addr,
+    /// Whether the Partial bit is set.
+    pub partial: bool,
+}
+
+/// An attribute that passes through as it is.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Opaque {
+    /// Type.
+    pub kind: u8,
+    /// Optional, Transitive and Partial bits.
+    pub flags: u8,
+    /// Value.
+    pub value: Bytes,
+}
+
+/// The attributes of a route, in one form whatever the session's options are: AS numbers have four octets, the
+/// next hop is an address whether it came in NEXT_HOP or in MP_REACH_NLRI.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PathAttributes {
+    /// NEXT_HOP, or the global address of MP_REACH_NLRI.
+    pub next_hop: IpAddr,
+    /// ORIGIN.
+    pub origin: Origin,
+    /// AS_PATH.
+    pub as_path: AsPath,
+    /// MULTI_EXIT_DISC.
+    pub med: Option<u32>,
+    /// LOCAL_PREF.
+    pub local_pref: Option<u32>,
+    /// ATOMIC_AGGREGATE.
+    pub atomic_aggregate: bool,
+    /// AGGREGATOR.
+    pub aggregator: Option<Aggregator>,
+    /// ORIGINATOR_ID.
+    pub originator_id: Option<Ipv4Addr>,
+    /// CLUSTER_LIST, the latest cluster first.
+    pub cluster_list: Vec<Ipv4Addr>,
+    /// Communities of all kinds, and what we do not know, in the order of their types.
+    pub others: Vec<Opaque>,
+}
+
+impl PathAttributes {
+    /// Those of a route of our own.
+    pub fn originated(next_hop: IpAddr) -> Self {
+        Self {
+            next_hop,
+            origin: Origin::Igp,
+            as_path: AsPath::default(),
+            med: None,
+            local_pref: None,
+            atomic_aggregate: false,
+            aggregator: None,
+            originator_id: None,
+            cluster_list: vec![],
+            others: vec![],
+        }
+    }
+
+    /// Whether a standard community (RFC 1997) is attached.
+    pub fn has_community(&self, community: u32) -> bool {
+        let wanted = community.to_be_bytes();
+        self.others
+            .iter()
+            .filter(|other| other.kind == kind::COMMUNITIES)
+            .any(|other| other.value.chunks_exact(4).any(|chunk| chunk == wanted))
+    }
+
+    /// Writes all attributes, in the order of their types (RFC 4271 section 5), save MP_REACH_NLRI and, unless
+    /// `with_next_hop`, NEXT_HOP.
+    pub(super) fn write(&self, out: &mut BytesMut, four_octet: bool, with_next_hop: bool) {
+        write_one(out, flag::TRANSITIVE, kind::ORIGIN, |out| out.put_u8(self.origin as u8));
+        write_one(out, flag::TRANSITIVE, kind::AS_PATH, |out| self.as_path.write(out, four_octet));
+        if let (true, IpAddr::V4(next_hop)) = (with_next_hop, self.next_hop) {
+            write_one(out, flag::TRANSITIVE, kind::NEXT_HOP, |out| out.put_slice(&next_hop.octets()));
+        }
+        if let Some(med) = self.med {
+            write_one(out, flag::OPTIONAL, kind::MED, |out| out.put_u32(med));
+        }
+        if let Some(local_pref) = self.local_pref {
+            write_one(out, flag::TRANSITIVE, kind::LOCAL_PREF, |out| out.put_u32(local_pref));
+        }
+        if self.atomic_aggregate {
+            write_one(out, flag::TRANSITIVE, kind::ATOMIC_AGGREGATE, |_| {});
+        }
+        self.write_aggregator(out, four_octet);
+        let (communities, later): (Vec<_>, Vec<_>) =
+            self.others.iter().partition(|other| other.kind <= kind::COMMUNITIES);
+        communities.into_iter().for_each(|other| write_opaque(out, other));
+        if let Some(originator) = self.originator_id {
+            write_one(out, flag::OPTIONAL, kind::ORIGINATOR_ID, |out| out.put_slice(&originator.octets()));
+        }
+        if !self.cluster_list.is_empty() {
+            write_one(out, flag::OPTIONAL, kind::CLUSTER_LIST, |out| {
+                self.cluster_list.iter().for_each(|cluster| out.put_slice(&cluster.octets()));
+            });
+        }
+        later.into_iter().for_each(|other| write_opaque(out, other));
+        if !four_octet {
+            self.write_as4(out);
+        }
+    }
+
+    fn write_aggregator(&self, out: &mut BytesMut, four_octet: bool) {
+        let Some(aggregator) = self.aggregator else { return };
+        let partial = if aggregator.partial { flag::PARTIAL } else { 0 };
+        write_one(out, flag::OPTIONAL | flag::TRANSITIVE | partial, kind::AGGREGATOR, |out| {
+            if four_octet {
+                out.put_u32(aggregator.asn);
+            } else {
+                out.put_u16(u16::try_from(aggregator.asn).unwrap_or(AS_TRANS));
+            }
+            out.put_slice(&aggregator.router_id.octets());
+        });
+    }
+
+    /// AS4_PATH and AS4_AGGREGATOR, where two octets lose something (RFC 6793 4.2.2).
+    fn write_as4(&self, out: &mut BytesMut) {
+        let flags = flag::OPTIONAL | flag::TRANSITIVE;
+        if self.as_path.needs_four_octets() {
+            let path = self.as_path.without_confederations();
+            write_one(out, flags, kind::AS4_PATH, |out| path.write(out, true));
+        }
+        if let Some(aggregator) = self.aggregator.filter(|a| a.asn > u32::from(u16::MAX)) {
+            write_one(out, flags, kind::AS4_AGGREGATOR, |out| {
+                out.put_u32(aggregator.asn);
+                out.put_slice(&aggregator.router_id.octets());
+            });
+        }
+    }
+}
+
+fn write_opaque(out: &mut BytesMut, other: &Opaque) {
+    write_one(out, other.flags, other.kind, |out| out.put_slice(&other.value));
+}
+
+/// Writes one attribute; the length takes two octets where it must.
+pub(super) fn write_one(out: &mut BytesMut, flags: u8, kind: u8, value: impl FnOnce(&mut BytesMut)) {
+    let at = out.len();
+    out.put_slice(&[flags, kind, 0]);
+    value(out);
+    let len = out.len() - at - 3;
+    if let Ok(short) = u8::try_from(len) {
+        out[at + 2] = short;
+        return;
+    }
+    // A second length octet: everything behind it moves by one. An attribute comes from a message or holds a
+    // bounded number of values, so its length fits.
+    out[at] |= flag::EXTENDED;
+    out.put_u8(0);
+    let end = out.len();
+    out.copy_within(at + 3..end - 1, at + 4);
+    super::patch_len(out, at + 2, len);
+}
