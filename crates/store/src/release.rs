@@ -1,0 +1,83 @@
+//! Taking blocks from a node that is gone: what `podwayctl node release NODE` does.
+//!
+//! The order makes it safe to be cut off at any point and to be called again: first the hold on each block is
+//! written, then its claim goes, last the node's record and sign of life.
+
+use podway_model::cluster::{Liveness, Released, decode, encode};
+use podway_model::ids::NodeName;
+use podway_model::keys::Key;
+
+use ipnet::IpNet;
+
+use crate::{Store, StoreError};
+
+/// How long a released block stays unclaimable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hold {
+    /// As usual (24 h): `released/<block>` is written, with this time in seconds since 1970.
+    Since(u64),
+    /// Not at all (`--now`): the operator knows that no pod of the node is alive.
+    None,
+}
+
+/// What [`release_node`] did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ReleaseReport {
+    /// Blocks that were taken from the node.
+    pub blocks: Vec<IpNet>,
+    /// Keys under the node's claims that name no block; removed too.
+    pub malformed: Vec<String>,
+    /// Whether the node had a record.
+    pub had_record: bool,
+    /// Sign of life that was there when it was released: the node may be up, and will claim anew.
+    pub live: Option<Liveness>,
+}
+
+/// Takes all blocks from `node` and forgets its record. Others drop its routes as soon as their watch tells them.
+///
+/// A node that is alive re-publishes itself and claims other blocks; its living pods are stranded. The caller
+/// asks the operator before when [`ReleaseReport::live`] would be set (look at `live/<node>` first).
+pub async fn release_node(
+    store: &dyn Store,
+    node: &NodeName,
+    hold: Hold,
+) -> Result<ReleaseReport, StoreError> {
+    let mut report = ReleaseReport::default();
+    if let Some(entry) = store.get(&Key::Live(node.clone()).to_string()).await? {
+        report.live = decode(&entry.value).ok();
+    }
+    for entry in store.list(&format!("claims/{node}/")).await?.entries {
+        match entry.key.parse() {
+            Ok(Key::Claim(_, block)) => {
+                release_block(store, node, block, hold).await?;
+                report.blocks.push(block);
+            }
+            _ => {
+                store.delete(&entry.key).await?;
+                report.malformed.push(entry.key);
+            }
+        }
+    }
+    report.had_record = store.delete(&Key::Node(node.clone()).to_string()).await?;
+    store.delete(&Key::Live(node.clone()).to_string()).await?;
+    store.delete(&Key::Usage(node.clone()).to_string()).await?;
+    Ok(report)
+}
+
+/// Takes one block from `node`. Answers whether the claim was there.
+pub async fn release_block(
+    store: &dyn Store,
+    node: &NodeName,
+    block: IpNet,
+    hold: Hold,
+) -> Result<bool, StoreError> {
+    if let Hold::Since(at_unix_seconds) = hold {
+        let released = Released { at_unix_seconds, former_owner: node.clone() };
+        store.put(&Key::Released(block).to_string(), &encode(&released)).await?;
+    }
+    let was_there = store.delete(&Key::Claim(node.clone(), block).to_string()).await?;
+    if hold == Hold::None {
+        store.delete(&Key::Released(block).to_string()).await?;
+    }
+    Ok(was_there)
+}
