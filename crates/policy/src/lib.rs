@@ -7,8 +7,22 @@
 //! | [`oracle`] | whether a flow is allowed and why: naive, the judge of everything else |
 //! | [`validity`] | which parts of a policy can be used at all |
 
+mod classes;
+mod contents;
+mod intern;
+mod objects;
 pub mod oracle;
+mod ports;
+mod rules;
+mod segments;
+mod sets;
+mod state;
 pub mod validity;
+mod verdicts;
+
+pub use objects::Endpoint;
+pub use state::{Event, Statistics};
+pub use verdicts::{EXPANDED_PORTS, Limits};
 
 use podway_model::k8s::{ContainerPort, Pod};
 

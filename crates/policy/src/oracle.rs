@@ -197,11 +197,21 @@ impl Cluster<'_> {
         }
         for policy in &isolating {
             for (rule, (ports, peers)) in rules(policy, direction).into_iter().enumerate() {
-                let peer_matches =
-                    peers.is_empty() || peers.iter().any(|p| self.matches_peer(p, policy, peer));
-                let port_matches = ports.is_empty()
-                    || ports.iter().any(|p| self.matches_port(p, flow.traffic, &flow.destination));
-                if peer_matches && port_matches {
+                let by_name = |peer: Option<&PolicyPeer>| {
+                    // Egress: a name belongs to a pod, and an ipBlock names no pod.
+                    direction == PolicyType::Ingress || peer.is_none_or(|p| p.ip_block.is_none())
+                };
+                let ports_match = |names: bool| {
+                    ports.is_empty()
+                        || ports.iter().any(|p| self.matches_port(p, names, flow.traffic, &flow.destination))
+                };
+                let matches = match peers {
+                    [] => ports_match(by_name(None)),
+                    some => some
+                        .iter()
+                        .any(|p| self.matches_peer(p, policy, peer) && ports_match(by_name(Some(p)))),
+                };
+                if matches {
                     return Judgement::Allowed { policy: title(policy), rule };
                 }
             }
@@ -229,8 +239,8 @@ impl Cluster<'_> {
         namespace_matches && item.pod_selector.as_ref().is_none_or(|s| s.matches(&pod.metadata.labels))
     }
 
-    /// Whether one `ports` item matches.
-    fn matches_port(&self, item: &PolicyPort, traffic: Traffic, destination: &End) -> bool {
+    /// Whether one `ports` item matches; items with a name only where `names` says so.
+    fn matches_port(&self, item: &PolicyPort, names: bool, traffic: Traffic, destination: &End) -> bool {
         let Traffic::Port(protocol, port) = traffic else { return false };
         if !validity::port_is_valid(item) || protocol != item.protocol.unwrap_or_default() {
             return false;
@@ -243,7 +253,9 @@ impl Cluster<'_> {
                 // The name is looked up on the destination pod; who is no pod has no names.
                 let End::Pod { namespace, name, .. } = destination else { return false };
                 let Some(pod) = self.pod(namespace, name) else { return false };
-                !pod.spec.host_network
+                names
+                    && !pod.spec.host_network
+                    && !pod.is_finished()
                     && crate::named_ports(pod)
                         .any(|p| p.name == *wanted && p.protocol == protocol && p.container_port == port)
             }
