@@ -1,1 +1,31 @@
 //! The only crate that touches the kernel: netlink, namespaces, sysctl.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`ns`] | network, mount and UTS namespaces: make, pin, open, run code or a process in them |
+//! | [`rtnl`] | NETLINK_ROUTE, blocking, batched and pipelined: links, addresses, routes, neighbours, next hops |
+//! | [`monitor`] | what others change: links, addresses, routes, neighbours, next hops (async) |
+//! | [`facts`] | one look at a node's interfaces, addresses and default routes (async) |
+//! | [`fib`] | the trait through which a dataplane programs routes, for the kernel and for a stateful fake |
+//! | [`conntrack`] | deletes connection tracking entries by address |
+//! | [`sysctl`] | reads and writes `/proc/sys` |
+//! | [`nft`] | nftables transport |
+//!
+//! Nothing here logs, and nothing here decides: callers say what they want and get a typed error that names
+//! what was attempted. All `unsafe` of the workspace is in this crate, each block with its reason.
+//!
+//! A netlink socket belongs to the network namespace in which it was opened, for ever: open it with
+//! [`ns::in_netns`] and use it from anywhere.
+
+pub mod conntrack;
+mod error;
+pub mod facts;
+pub mod fib;
+pub mod monitor;
+mod netlink;
+pub mod nft;
+pub mod ns;
+pub mod rtnl;
+pub mod sysctl;
+
+pub use error::{Errno, KernelError, MissingIsFine};

@@ -1,0 +1,1 @@
+//! One look at a node's interfaces, addresses and default routes.

@@ -1,0 +1,1 @@
+//! What changes in the kernel, as an async stream.
