@@ -3,9 +3,11 @@
 //! again.
 
 use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::endpoint::EndpointRecord;
@@ -30,6 +32,102 @@ impl<T> Envelope<T> {
     pub fn new(message: T) -> Self {
         Self { version: VERSION, message }
     }
+}
+
+/// Why a message could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum MessageError {
+    /// The connection broke, timed out, or ended inside a message.
+    #[error("connection lost: {0}")]
+    Io(#[from] io::Error),
+    /// Longer than [`MAX_MESSAGE`]. What follows on the connection cannot be read.
+    #[error("message of {length} bytes found, at most {MAX_MESSAGE} expected")]
+    TooLong {
+        /// Announced or encoded length in bytes.
+        length: usize,
+    },
+    /// From a version of Podway that this one cannot talk to.
+    #[error("message version {found} found, {VERSION} expected: binaries of different versions")]
+    Version {
+        /// What stands there.
+        found: u32,
+    },
+    /// Not a message of this kind.
+    #[error("not a valid message: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+/// A message with its length before it, as it goes over the wire.
+///
+/// # Errors
+/// The message is too long.
+pub fn encode_message<T: Serialize>(message: &T) -> Result<Vec<u8>, MessageError> {
+    let mut frame = vec![0; 4];
+    serde_json::to_writer(&mut frame, &Envelope::new(message))?;
+    let length = frame.len() - 4;
+    match u32::try_from(length) {
+        Ok(announced) if announced <= MAX_MESSAGE => frame[..4].copy_from_slice(&announced.to_be_bytes()),
+        _ => return Err(MessageError::TooLong { length }),
+    }
+    Ok(frame)
+}
+
+/// Number of bytes that follow a message's first four.
+///
+/// # Errors
+/// More than [`MAX_MESSAGE`].
+pub fn message_length(head: [u8; 4]) -> Result<usize, MessageError> {
+    let announced = u32::from_be_bytes(head);
+    let length = usize::try_from(announced).unwrap_or(usize::MAX);
+    if announced > MAX_MESSAGE { Err(MessageError::TooLong { length }) } else { Ok(length) }
+}
+
+/// Reads what follows the length.
+///
+/// # Errors
+/// Another version, or not a message of this kind.
+pub fn decode_message<T: DeserializeOwned>(body: &[u8]) -> Result<T, MessageError> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        version: u32,
+    }
+    // The version first: the message of another one may look different.
+    let Versioned { version } = serde_json::from_slice(body)?;
+    if version != VERSION {
+        return Err(MessageError::Version { found: version });
+    }
+    Ok(serde_json::from_slice::<Envelope<T>>(body)?.message)
+}
+
+/// Writes one message to a blocking stream.
+///
+/// # Errors
+/// The message is too long, or the stream fails.
+pub fn write_message<T: Serialize>(output: &mut impl Write, message: &T) -> Result<(), MessageError> {
+    output.write_all(&encode_message(message)?)?;
+    Ok(output.flush()?)
+}
+
+/// Reads one message from a blocking stream; none if the stream ends before it begins.
+///
+/// # Errors
+/// The stream fails or ends inside the message, or the message cannot be used.
+pub fn read_message<T: DeserializeOwned>(input: &mut impl Read) -> Result<Option<T>, MessageError> {
+    let mut head = Vec::with_capacity(4);
+    input.by_ref().take(4).read_to_end(&mut head)?;
+    let head: [u8; 4] = match head.try_into() {
+        Ok(head) => head,
+        Err(head) if head.is_empty() => return Ok(None),
+        Err(_) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
+    };
+    let length = message_length(head)?;
+    // Grows with what arrives: a false length alone takes no memory.
+    let mut body = Vec::new();
+    input.by_ref().take(length as u64).read_to_end(&mut body)?;
+    if body.len() < length {
+        return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+    }
+    decode_message(&body).map(Some)
 }
 
 /// Questions to `policy-agent`.
@@ -270,4 +368,48 @@ pub struct BgpRouteStatus {
     pub best: bool,
     /// Whether it is kept over its peer's restart, not refreshed yet.
     pub stale: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn messages_follow_each_other_on_one_stream() {
+        let mut wire = Vec::new();
+        write_message(&mut wire, &RoutedRequest::Status).unwrap();
+        write_message(&mut wire, &RoutedRequest::BgpRoutes).unwrap();
+        assert!(wire[4..].starts_with(br#"{"version":1,"message":{"ask":"status"}}"#));
+        let mut input = wire.as_slice();
+        assert_eq!(read_message::<RoutedRequest>(&mut input).unwrap(), Some(RoutedRequest::Status));
+        assert_eq!(read_message::<RoutedRequest>(&mut input).unwrap(), Some(RoutedRequest::BgpRoutes));
+        assert_eq!(read_message::<RoutedRequest>(&mut input).unwrap(), None);
+    }
+
+    #[test]
+    fn another_version_and_too_long_messages_are_told_apart() {
+        let body = br#"{"version":2,"message":{"ask":"somethingNew"}}"#;
+        assert!(matches!(decode_message::<RoutedRequest>(body), Err(MessageError::Version { found: 2 })));
+        let mut wire: &[u8] = &[0xff; 8];
+        assert!(matches!(read_message::<RoutedRequest>(&mut wire), Err(MessageError::TooLong { .. })));
+        let long = "x".repeat(MAX_MESSAGE as usize);
+        assert!(matches!(encode_message(&long), Err(MessageError::TooLong { .. })));
+    }
+
+    proptest! {
+        #[test]
+        fn a_message_survives_the_wire_and_a_part_of_it_does_not(text in any::<String>(), cut in 0usize..64) {
+            let wire = encode_message(&text).unwrap();
+            prop_assert_eq!(read_message::<String>(&mut wire.as_slice()).unwrap(), Some(text));
+            let part = &wire[..wire.len() - 1 - cut.min(wire.len() - 2)];
+            prop_assert!(matches!(read_message::<String>(&mut &part[..]), Err(MessageError::Io(_))));
+        }
+
+        #[test]
+        fn no_bytes_make_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+            let _ = read_message::<RoutedRequest>(&mut bytes.as_slice());
+        }
+    }
 }
