@@ -26,7 +26,10 @@ pub use nexthop::NextHop;
 pub use request::Request;
 pub use route::{Route, RouteFilter, RouteKey, RouteKind, TABLE_MAIN, V6_DEFAULT_METRIC};
 
+pub(crate) use address::decode as decode_address;
+pub(crate) use link::decode as decode_link_message;
 pub(crate) use nexthop::NextHopMessage;
+pub(crate) use route::decode as decode_route;
 
 use crate::KernelError;
 use crate::netlink::{Connection, Message};
