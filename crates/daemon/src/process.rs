@@ -1,0 +1,269 @@
+//! From `main` to the end of a daemon.
+
+use std::ffi::OsString;
+use std::fs;
+use std::future::Future;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Arg, Command};
+use podway_model::config::{DaemonSection, NodeConfig};
+use podway_model::document::parse_config;
+use podway_model::mistakes::{EXIT_BAD_INPUT, Mistakes};
+use podway_model::names::{CONFIG_FILE, RUN_DIR};
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::health::HealthServer;
+use crate::pidlock::{PidLock, PidLockError};
+use crate::{EXIT_ALREADY_RUNNING, EXIT_FAILED, Shutdown, Tasks, logging, notify, shutdown};
+
+/// How long tasks may take to end in good order: kubelet's default is 30 s, systemd's 90 s.
+const GRACE: Duration = Duration::from_secs(8);
+
+/// What differs between the daemons.
+#[derive(Debug, Clone, Copy)]
+pub struct Program {
+    /// Name of the binary, of the pid file, and in log lines.
+    pub name: &'static str,
+    /// One line for `--help`.
+    pub about: &'static str,
+    /// Version of the binary.
+    pub version: &'static str,
+    /// Its part of the configuration file.
+    pub section: fn(&NodeConfig) -> &DaemonSection,
+}
+
+/// What the shell hands to the daemon. It comes back when everything is started.
+#[derive(Debug)]
+pub struct Process {
+    /// The configuration file.
+    pub config: NodeConfig,
+    /// To be watched by every task.
+    pub shutdown: Shutdown,
+    /// Where the daemon's tasks are started.
+    pub tasks: Tasks,
+    /// Where the daemon registers its metrics. Names get the prefix `podway_<daemon>`.
+    pub metrics: Registry,
+    /// What is missing until the daemon is ready, in words; empty when it is.
+    pub waiting_for: watch::Sender<Vec<String>>,
+}
+
+/// Runs a daemon: `fn main() -> ExitCode { run(PROGRAM, start) }`.
+///
+/// `start` gets the [`Process`], opens what it needs, spawns its tasks and gives it back. It must not wait for
+/// anything remote: a store that is away is a task's business.
+pub fn run<F, R>(program: Program, start: F) -> ExitCode
+where
+    F: FnOnce(Process) -> R,
+    R: Future<Output = anyhow::Result<Process>>,
+{
+    let path = match arguments(program, std::env::args_os()) {
+        Ok(path) => path,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(EXIT_BAD_INPUT) } else { ExitCode::SUCCESS };
+        }
+    };
+    let source = path.display().to_string();
+    let config = match load(&path).and_then(|config| {
+        logging::start(&source, &config.log)?;
+        Ok(config)
+    }) {
+        Ok(config) => config,
+        Err(mistakes) => {
+            let _ = writeln!(io::stderr(), "{mistakes}");
+            return ExitCode::from(EXIT_BAD_INPUT);
+        }
+    };
+    logging::abort_on_panic();
+    let _lock = match PidLock::take(Path::new(RUN_DIR), program.name) {
+        Ok(lock) => lock,
+        Err(error @ PidLockError::Running { .. }) => {
+            tracing::error!("{error}");
+            return ExitCode::from(EXIT_ALREADY_RUNNING);
+        }
+        Err(error) => {
+            tracing::error!("{error}");
+            return ExitCode::from(EXIT_FAILED);
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "no event loop");
+            return ExitCode::from(EXIT_FAILED);
+        }
+    };
+    tracing::info!(version = program.version, config = source, "{} starts", program.name);
+    let code = match runtime.block_on(supervise(program, config, start)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{} ends: {error:#}", program.name);
+            ExitCode::from(EXIT_FAILED)
+        }
+    };
+    // Blocking threads (name look-ups) are not waited for.
+    runtime.shutdown_background();
+    code
+}
+
+/// The path of the configuration file.
+fn arguments(program: Program, args: impl IntoIterator<Item = OsString>) -> Result<PathBuf, clap::Error> {
+    let command = Command::new(program.name)
+        .about(program.about)
+        .version(program.version)
+        .arg(
+            Arg::new("config")
+                .long("config")
+                .value_name("FILE")
+                .value_parser(clap::value_parser!(PathBuf))
+                .default_value(CONFIG_FILE)
+                .help("Configuration of this node"),
+        )
+        .after_help(
+            "Exit codes: 0 asked to end (SIGTERM, SIGINT); 1 failed; 64 bad input, every mistake on standard \
+             error;\n75 another process of this kind runs on the node.",
+        );
+    let mut matches = command.try_get_matches_from(args)?;
+    Ok(matches.remove_one::<PathBuf>("config").unwrap_or_else(|| PathBuf::from(CONFIG_FILE)))
+}
+
+/// Reads and checks the configuration file. The default file may be missing: then the defaults hold.
+///
+/// # Errors
+/// Every mistake in it, or that it cannot be read.
+pub fn load(path: &Path) -> Result<NodeConfig, Mistakes> {
+    let source = path.display().to_string();
+    match fs::read_to_string(path) {
+        Ok(text) => parse_config(&source, &text),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && path == Path::new(CONFIG_FILE) => {
+            Ok(NodeConfig::default())
+        }
+        Err(error) => {
+            let mut mistakes = Mistakes::default();
+            mistakes.add(source, "", error, "a configuration file");
+            Err(mistakes)
+        }
+    }
+}
+
+/// Starts the daemon and waits for its end.
+async fn supervise<F, R>(program: Program, config: NodeConfig, start: F) -> anyhow::Result<()>
+where
+    F: FnOnce(Process) -> R,
+    R: Future<Output = anyhow::Result<Process>>,
+{
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let (trigger, shutdown) = shutdown::shutdown();
+    let (waiting_for, mut seen) = watch::channel(vec!["the daemon starts".to_owned()]);
+    let mut metrics = Registry::with_prefix(format!("podway_{}", program.name.replace('-', "_")));
+    metrics.register("build", "Version that runs", Info::new(vec![("version", program.version)]));
+    let listen = (program.section)(&config).health_listen;
+
+    let process =
+        Process { config, shutdown: shutdown.clone(), tasks: Tasks::default(), metrics, waiting_for };
+    let Process { mut tasks, metrics, waiting_for, .. } = start(process).await?;
+    // The daemon keeps its own clones; this one keeps the channel open for the health server.
+    let _open = waiting_for;
+    if let Some(listen) = listen {
+        let server = HealthServer::bind(listen, seen.clone(), Arc::new(metrics))
+            .await
+            .map_err(|error| anyhow::anyhow!("healthListen {listen}: {error}"))?;
+        tasks.spawn("health", server.serve(shutdown));
+    }
+
+    let ready = async {
+        if seen.wait_for(Vec::is_empty).await.is_ok() {
+            tell_systemd("READY=1");
+        }
+        std::future::pending::<()>().await;
+    };
+    let ended = tokio::select! {
+        end = tasks.first_end() => Some(end),
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+        () = ready => None,
+    };
+    tell_systemd("STOPPING=1");
+    trigger.request();
+    if ended.is_none() {
+        tracing::info!("{} was asked to end", program.name);
+    }
+    for failure in tasks.finish(GRACE).await {
+        tracing::warn!("{failure}");
+    }
+    match ended {
+        Some(end) => Err(end.into()),
+        None => Ok(()),
+    }
+}
+
+fn tell_systemd(state: &str) {
+    if let Err(error) = notify::notify(state) {
+        tracing::warn!(%error, "systemd was not told {state}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PROGRAM: Program =
+        Program { name: "routed", about: "", version: "1", section: |config| &config.routed };
+
+    fn args(args: &[&str]) -> Result<PathBuf, clap::Error> {
+        arguments(PROGRAM, ["routed"].iter().chain(args).map(OsString::from))
+    }
+
+    #[test]
+    fn one_argument_is_known() {
+        assert_eq!(args(&[]).unwrap(), Path::new(CONFIG_FILE));
+        assert_eq!(args(&["--config", "/x"]).unwrap(), Path::new("/x"));
+        assert!(args(&["--confg", "/x"]).unwrap_err().use_stderr());
+        assert!(!args(&["--help"]).unwrap_err().use_stderr());
+    }
+
+    #[test]
+    fn a_named_file_must_be_there_and_right() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("podway.yaml");
+        let missing = load(&path).unwrap_err().to_string();
+        assert!(missing.starts_with(&path.display().to_string()), "{missing}");
+        fs::write(&path, "log: {levl: info}\nnode: {asn: 0}\n").unwrap();
+        assert_eq!(load(&path).unwrap_err().0.len(), 2);
+        fs::write(&path, "log: {level: debug}\n").unwrap();
+        assert_eq!(load(&path).unwrap().log.level, "debug");
+    }
+
+    #[tokio::test]
+    async fn a_task_that_ends_ends_the_process() {
+        let end = supervise(PROGRAM, NodeConfig::default(), |mut process| async {
+            process.tasks.spawn("lasting", {
+                let mut shutdown = process.shutdown.clone();
+                async move { shutdown.requested().await }
+            });
+            process.tasks.spawn("cluster", async { Err::<(), _>("boom") });
+            Ok(process)
+        })
+        .await;
+        assert_eq!(end.unwrap_err().to_string(), "task cluster failed: boom");
+    }
+
+    #[tokio::test]
+    async fn a_health_port_in_use_is_named() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let listen = taken.local_addr().unwrap();
+        let mut config = NodeConfig::default();
+        config.routed.health_listen = Some(listen);
+        let end = supervise(PROGRAM, config, |process| async { Ok(process) }).await;
+        let text = end.unwrap_err().to_string();
+        assert!(text.contains(&format!("healthListen {listen}")), "{text}");
+    }
+}
