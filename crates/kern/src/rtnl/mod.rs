@@ -105,7 +105,7 @@ impl Rtnl {
         let link = link.into();
         let attempted = format!("look up {link}");
         let message = Message { kind: RTM_GETLINK, flags: 0, payload: emit(&link::query(Some(&link))) };
-        match self.connection.query(message, &attempted, |kind, payload| decode_link(kind, payload)) {
+        match self.connection.query(message, &attempted, decode_link) {
             Ok(mut found) => Ok(found.pop()),
             Err(e) if e.is_missing() => Ok(None),
             Err(e) => Err(e),

@@ -1,0 +1,1 @@
+//! What the kernel of this node shall hold: a pure function of its inputs.
