@@ -1,3 +1,76 @@
-//! Set-up, demo, tests and benchmarks.
+//! `cargo xtask`: set-up, demo and tests of Podway, each in one command on a fresh machine.
+//!
+//! Links no crate of the workspace: it gets the tools that are missing (also the protobuf compiler that a
+//! dependency's build needs), builds, and runs what was built.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`tools`] | finds programs; unpacks Debian packages of the missing ones into a cache |
+//! | [`build`] | calls cargo, one profile for everything |
+//! | [`demo`] | `cargo xtask demo` |
+//! | [`test`] | `cargo xtask test`: layers, their minutes, the closing tally |
+//! | [`tally`] | counts what test runners print |
 
-fn main() {}
+mod build;
+mod demo;
+mod tally;
+mod test;
+mod tools;
+
+use std::process::ExitCode;
+
+const HELP: &str = "\
+Set-up, demo and tests of Podway.
+
+Usage: cargo xtask <COMMAND>
+
+Commands:
+  demo [OPTIONS]   set up, build, and show a cluster of namespaces whose pods talk
+                   (`cargo xtask demo --help` lists the demo's own options)
+  test             set up, build, and run the tests: crates, namespaces, one demo
+  test --quick     what needs neither root nor packages
+  test --full      everything that CI runs: every demo as well
+  tools            only the set-up: say what is there and get what is missing
+  help             this text
+
+Set-up changes nothing on the machine: Debian packages of missing tools are unpacked into
+$XDG_CACHE_HOME/podway (default ~/.cache/podway). Delete that folder to start afresh.
+Everything but `test --quick` needs root, because a pod is a network namespace.
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let outcome = match arguments.first().map(String::as_str) {
+        Some("demo") => demo::run(&arguments[1..]),
+        Some("test") => test::run(&arguments[1..]),
+        Some("tools") if arguments.len() == 1 => tools::Tools::prepare(&tools::ALL).map(|tools| {
+            tools.print_table();
+            ExitCode::SUCCESS
+        }),
+        None | Some("help" | "--help" | "-h") => {
+            say(HELP);
+            return ExitCode::SUCCESS;
+        }
+        Some(_) => {
+            complain(&format!("unknown arguments: {}\n\n{HELP}", arguments.join(" ")));
+            return ExitCode::from(64);
+        }
+    };
+    outcome.unwrap_or_else(|error| {
+        complain(&format!("error: {error:#}\n"));
+        ExitCode::FAILURE
+    })
+}
+
+/// Writes to standard output; a closed pipe is nobody's problem.
+pub(crate) fn say(text: &str) {
+    use std::io::Write as _;
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    let _ = std::io::stdout().flush();
+}
+
+/// Writes to standard error.
+pub(crate) fn complain(text: &str) {
+    use std::io::Write as _;
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
