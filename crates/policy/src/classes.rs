@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use crate::intern::{Id, Interner};
+use crate::in_use::InUse;
+use crate::intern::Id;
 use crate::objects::{Objects, PodFacts};
 use crate::rules::{Peer, PortName};
 use crate::segments::Segments;
@@ -35,21 +36,15 @@ impl Signature {
 /// Works out signatures; remembers which selectors concern a namespace.
 pub(crate) struct Classifier<'a> {
     objects: &'a Objects,
-    peers: &'a Interner<Peer>,
-    names: &'a BTreeMap<PortName, usize>,
+    in_use: &'a InUse,
     segments: &'a Segments,
     candidates: BTreeMap<String, Vec<Id>>,
 }
 
 impl<'a> Classifier<'a> {
     /// For these objects and what is in use now.
-    pub(crate) fn new(
-        objects: &'a Objects,
-        peers: &'a Interner<Peer>,
-        names: &'a BTreeMap<PortName, usize>,
-        segments: &'a Segments,
-    ) -> Self {
-        Self { objects, peers, names, segments, candidates: BTreeMap::new() }
+    pub(crate) fn new(objects: &'a Objects, in_use: &'a InUse, segments: &'a Segments) -> Self {
+        Self { objects, in_use, segments, candidates: BTreeMap::new() }
     }
 
     /// The signature of a pod's address. An address that several pods claim has what all of them have: until it
@@ -69,7 +64,7 @@ impl<'a> Classifier<'a> {
     }
 
     fn of_pod(&mut self, namespace: &str, pod: &PodFacts) -> Signature {
-        let (objects, peers) = (self.objects, self.peers);
+        let (objects, peers) = (self.objects, self.in_use.peers());
         if !self.candidates.contains_key(namespace) {
             let concerned = |peer: &Peer| match peer {
                 Peer::Pods { namespaces, .. } => objects.is_in(namespace, namespaces),
@@ -87,7 +82,7 @@ impl<'a> Classifier<'a> {
             ports: pod
                 .ports
                 .iter()
-                .filter(|(name, _)| self.names.contains_key(name))
+                .filter(|(name, _)| self.in_use.is_name_used(name))
                 .map(|(name, numbers)| (name.clone(), numbers.clone()))
                 .collect(),
         }

@@ -83,8 +83,8 @@ pub(crate) struct Objects {
 }
 
 impl Objects {
-    /// Replaces or removes a pod; returns what it was.
-    pub(crate) fn set_pod(&mut self, key: &PodKey, facts: Option<PodFacts>) -> Option<PodFacts> {
+    /// Replaces or removes a pod.
+    pub(crate) fn set_pod(&mut self, key: &PodKey, facts: Option<PodFacts>) {
         let old = match facts {
             Some(facts) => {
                 for address in &facts.addresses {
@@ -98,11 +98,10 @@ impl Objects {
         for address in old.iter().flat_map(|pod| &pod.addresses).filter(|a| !kept.contains(a)) {
             remove_from(&mut self.pods_at, address, key);
         }
-        old
     }
 
-    /// Replaces or removes an endpoint; returns what it was.
-    pub(crate) fn set_endpoint(&mut self, id: &str, endpoint: Option<Endpoint>) -> Option<Endpoint> {
+    /// Replaces or removes an endpoint.
+    pub(crate) fn set_endpoint(&mut self, id: &str, endpoint: Option<Endpoint>) {
         let old = self.endpoints.remove(id);
         if let Some(old) = &old {
             for address in &old.addresses {
@@ -122,7 +121,6 @@ impl Objects {
             }
             self.endpoints.insert(id.to_owned(), endpoint);
         }
-        old
     }
 
     /// The pod of an endpoint, if its object is known: same name, and the same incarnation where both say theirs.
@@ -197,6 +195,21 @@ impl Objects {
         self.pods_at.keys().chain(local).copied()
     }
 
+    /// Addresses of the pods that have a port of one of these names.
+    pub(crate) fn addresses_naming(&self, names: &BTreeSet<PortName>) -> BTreeSet<IpAddr> {
+        let has_one = |pod: &PodFacts| pod.ports.keys().any(|name| names.contains(name));
+        let mut addresses = BTreeSet::new();
+        if names.is_empty() {
+            return addresses;
+        }
+        for (key, pod) in self.pods.iter().filter(|(_, pod)| has_one(pod)) {
+            addresses.extend(&pod.addresses);
+            let local = self.endpoints_of(key).filter_map(|id| self.endpoints.get(id));
+            addresses.extend(local.flat_map(|endpoint| &endpoint.addresses));
+        }
+        addresses
+    }
+
     /// Whether a namespace is among those.
     pub(crate) fn is_in(&self, namespace: &str, namespaces: &Namespaces) -> bool {
         static NONE: Labels = Labels::new();
@@ -211,6 +224,27 @@ impl Objects {
     /// Whether an address belongs to any pod.
     pub(crate) fn is_owned(&self, address: IpAddr) -> bool {
         self.endpoints_at.contains_key(&address) || self.pods_at.contains_key(&address)
+    }
+
+    /// Who has an address: local endpoints where there are any, else the pods whose status says so.
+    pub(crate) fn holders(&self, address: IpAddr) -> Vec<Holder> {
+        if let Some(ids) = self.endpoints_at.get(&address) {
+            let holder = |id: &String| match self.endpoints.get(id)?.pod.as_ref() {
+                Some(pod) => Some(Holder {
+                    namespace: pod.namespace.clone(),
+                    name: pod.name.clone(),
+                    uid: pod.uid.clone().unwrap_or_default(),
+                }),
+                None => Some(Holder { namespace: String::new(), name: id.clone(), uid: String::new() }),
+            };
+            return ids.iter().filter_map(holder).collect();
+        }
+        let keys = self.pods_at.get(&address).into_iter().flatten();
+        keys.filter_map(|key| {
+            let uid = self.pods.get(key)?.uid.clone();
+            Some(Holder { namespace: key.0.clone(), name: key.1.clone(), uid })
+        })
+        .collect()
     }
 
     /// The pods that an address belongs to, by namespace; none in the second place: a pod of which nothing is
@@ -228,6 +262,22 @@ impl Objects {
         }
         let keys = self.pods_at.get(&address).into_iter().flatten();
         keys.filter_map(|key| Some((key.0.as_str(), Some(self.pods.get(key)?)))).collect()
+    }
+}
+
+/// Who has an address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Holder {
+    namespace: String,
+    name: String,
+    uid: String,
+}
+
+impl Holder {
+    /// Whether the two are one: same name, and the same incarnation where both say theirs.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        (&self.namespace, &self.name) == (&other.namespace, &other.name)
+            && (self.uid.is_empty() || other.uid.is_empty() || self.uid == other.uid)
     }
 }
 

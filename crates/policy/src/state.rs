@@ -14,11 +14,12 @@ use podway_model::k8s::{Namespace, NetworkPolicy, Pod, PolicyType};
 
 use crate::classes::{Classifier, NOTHING, Signature};
 use crate::contents::{Contents, Difference, Key};
+use crate::in_use::InUse;
 use crate::intern::{Id, Interner, Use};
 use crate::objects::{Endpoint, Objects, PodFacts};
-use crate::rules::{Peer, Policy, PolicyKey, PortName, Tier};
+use crate::rules::{Peer, Policy, PolicyKey, Tier};
 use crate::segments::Segments;
-use crate::sets::{self, Accepts, OPEN, SetKey};
+use crate::sets::{self, OPEN, SetKey};
 use crate::validity;
 use crate::verdicts::{Limits, Verdicts};
 
@@ -67,16 +68,8 @@ pub(crate) struct State {
     /// Parts of policies that cannot be used.
     problems: BTreeMap<PolicyKey, Vec<String>>,
     sets: Interner<SetKey>,
-    accepts: BTreeMap<Id, Accepts>,
-    sets_with: BTreeMap<PolicyKey, BTreeSet<Id>>,
     local: BTreeMap<String, Local>,
-    peers: Interner<Peer>,
-    /// Sets that accept something towards a kind of peer.
-    sets_towards: BTreeMap<Id, BTreeSet<Id>>,
-    /// Sets that accept a port name towards everybody.
-    sets_naming: BTreeMap<PortName, BTreeSet<Id>>,
-    /// Port names that depend on the peer, with the number of sets that use them.
-    names: BTreeMap<PortName, usize>,
+    in_use: InUse,
     segments: Segments,
     segment_classes: BTreeMap<(IpAddr, IpAddr), Id>,
     address_classes: BTreeMap<IpAddr, Id>,
@@ -84,6 +77,8 @@ pub(crate) struct State {
     verdicts: Verdicts,
     contents: Contents,
     concerned: Concerned,
+    /// Addresses that a pod has lost since this was last asked for.
+    released: BTreeSet<IpAddr>,
 }
 
 /// A local endpoint as it stands in the contents.
@@ -165,18 +160,20 @@ impl State {
     }
 
     fn on_pod(&mut self, key: &(String, String), facts: Option<PodFacts>) {
-        if self.objects.pods.get(key) == facts.as_ref() {
+        let old = self.objects.pods.get(key);
+        if old == facts.as_ref() {
             return;
         }
-        self.concerned.addresses.extend(facts.iter().flat_map(|pod| pod.addresses.iter().copied()));
-        let old = self.objects.set_pod(key, facts);
-        self.concerned.addresses.extend(old.into_iter().flat_map(|pod| pod.addresses));
+        let mut addresses: BTreeSet<IpAddr> = [old, facts.as_ref()]
+            .into_iter()
+            .flatten()
+            .flat_map(|pod| pod.addresses.iter().copied())
+            .collect();
         for id in self.objects.endpoints_of(key) {
             self.concerned.endpoints.insert(id.clone());
-            self.concerned
-                .addresses
-                .extend(self.objects.endpoints.get(id).into_iter().flat_map(|e| &e.addresses));
+            addresses.extend(self.objects.endpoints.get(id).into_iter().flat_map(|e| &e.addresses));
         }
+        self.change(addresses, |objects| objects.set_pod(key, facts));
     }
 
     fn on_policy(&mut self, key: PolicyKey, policy: Option<Policy>) {
@@ -192,13 +189,30 @@ impl State {
     }
 
     fn on_endpoint(&mut self, id: &str, endpoint: Option<Endpoint>) {
-        if self.objects.endpoints.get(id) == endpoint.as_ref() {
+        let old = self.objects.endpoints.get(id);
+        if old == endpoint.as_ref() {
             return;
         }
+        let addresses = [old, endpoint.as_ref()]
+            .into_iter()
+            .flatten()
+            .flat_map(|e| e.addresses.iter().copied())
+            .collect();
         self.concerned.endpoints.insert(id.to_owned());
-        self.concerned.addresses.extend(endpoint.iter().flat_map(|e| &e.addresses));
-        let old = self.objects.set_endpoint(id, endpoint);
-        self.concerned.addresses.extend(old.iter().flat_map(|e| &e.addresses));
+        self.change(addresses, |objects| objects.set_endpoint(id, endpoint));
+    }
+
+    /// Changes objects that concern these addresses; notes which of them a holder has lost.
+    fn change(&mut self, addresses: BTreeSet<IpAddr>, change: impl FnOnce(&mut Objects)) {
+        let before: Vec<_> = addresses.iter().map(|a| (*a, self.objects.holders(*a))).collect();
+        change(&mut self.objects);
+        for (address, holders) in before {
+            let now = self.objects.holders(address);
+            if holders.iter().any(|holder| !now.iter().any(|other| holder.is_same(other))) {
+                self.released.insert(address);
+            }
+        }
+        self.concerned.addresses.extend(addresses);
     }
 
     /// Works out what follows and returns the elements that differ from those of the last time.
@@ -243,79 +257,12 @@ impl State {
     /// What the policy sets accept that are new or whose policies changed, and with it the peers in use.
     fn settle_sets(&mut self, turn: &mut Turn) {
         for policy in std::mem::take(&mut self.concerned.policies) {
-            turn.fresh_sets.extend(self.sets_with.get(&policy).into_iter().flatten());
+            turn.fresh_sets.extend(self.in_use.sets_with(&policy));
         }
         turn.fresh_sets.retain(|set| self.sets.get(*set).is_some());
-        let mut peers_to_look_at = BTreeSet::new();
-        let mut old_accepts = Vec::new();
-        for set in &turn.fresh_sets {
-            let Some(key) = self.sets.get(*set) else { continue };
-            let (accepts, new_peers) = sets::accepts(key, &self.objects, &mut self.peers);
-            peers_to_look_at.extend(new_peers.iter().filter_map(|id| self.peers.get(*id).cloned()));
-            if let SetKey::Isolated { policies, .. } = key {
-                for policy in policies {
-                    self.sets_with.entry(policy.clone()).or_default().insert(*set);
-                }
-            }
-            old_accepts.extend(self.accepts.insert(*set, accepts).map(|old| (*set, old)));
-        }
-        for set in &turn.dead_sets {
-            old_accepts.extend(self.accepts.remove(set).map(|old| (*set, old)));
-        }
-        if !turn.dead_sets.is_empty() {
-            self.sets_with.retain(|_, sets| {
-                sets.retain(|set| !turn.dead_sets.contains(set));
-                !sets.is_empty()
-            });
-        }
-        let mut names_to_look_at = BTreeSet::new();
-        for set in &turn.fresh_sets {
-            let Some(accepts) = self.accepts.get(set) else { continue };
-            for name in accepts.names() {
-                let users = self.names.entry(name.clone()).or_insert(0);
-                *users += 1;
-                if *users == 1 {
-                    names_to_look_at.insert(name);
-                }
-            }
-        }
-        for (set, old) in &old_accepts {
-            for peer in old.peers.keys() {
-                remove_user(&mut self.sets_towards, peer, *set);
-                let value = self.peers.get(*peer).cloned();
-                if self.peers.release(*peer) == Use::Edge {
-                    peers_to_look_at.extend(value);
-                }
-            }
-            for name in &old.everybody_names {
-                remove_user(&mut self.sets_naming, name, *set);
-            }
-            for name in old.names() {
-                if let Some(users) = self.names.get_mut(&name) {
-                    *users -= 1;
-                    if *users == 0 {
-                        self.names.remove(&name);
-                        names_to_look_at.insert(name);
-                    }
-                }
-            }
-        }
-        for set in &turn.fresh_sets {
-            let Some(accepts) = self.accepts.get(set) else { continue };
-            for peer in accepts.peers.keys() {
-                self.sets_towards.entry(*peer).or_default().insert(*set);
-            }
-            for name in &accepts.everybody_names {
-                self.sets_naming.entry(name.clone()).or_default().insert(*set);
-            }
-        }
-        self.look_at(&peers_to_look_at, &names_to_look_at);
-    }
-
-    /// Notes the addresses that peers and names, new or no longer in use, may concern.
-    fn look_at(&mut self, peers: &BTreeSet<Peer>, names: &BTreeSet<PortName>) {
+        let edges = self.in_use.update(&turn.fresh_sets, &turn.dead_sets, &self.sets, &self.objects);
         let concerned = &mut self.concerned;
-        for peer in peers {
+        for peer in &edges.peers {
             match peer {
                 Peer::Pods { namespaces, .. } => {
                     concerned.addresses.extend(self.objects.addresses_in_all(namespaces));
@@ -328,15 +275,7 @@ impl State {
                 }
             }
         }
-        if names.is_empty() {
-            return;
-        }
-        let has_one = |pod: &PodFacts| pod.ports.keys().any(|name| names.contains(name));
-        for (key, pod) in self.objects.pods.iter().filter(|(_, pod)| has_one(pod)) {
-            concerned.addresses.extend(&pod.addresses);
-            let local = self.objects.endpoints_of(key).filter_map(|id| self.objects.endpoints.get(id));
-            concerned.addresses.extend(local.flat_map(|endpoint| &endpoint.addresses));
-        }
+        concerned.addresses.extend(self.objects.addresses_naming(&edges.names));
     }
 
     /// Segments of the blocks in use, and their classes.
@@ -344,7 +283,7 @@ impl State {
         if !std::mem::take(&mut self.concerned.segments) {
             return;
         }
-        let blocks = self.peers.iter().filter_map(|(id, peer)| match peer {
+        let blocks = self.in_use.peers().iter().filter_map(|(id, peer)| match peer {
             Peer::Block(block) => Some((id, block)),
             Peer::Pods { .. } => None,
         });
@@ -369,7 +308,7 @@ impl State {
     /// Classes of the addresses concerned.
     fn settle_addresses(&mut self, turn: &mut Turn) {
         let concerned = std::mem::take(&mut self.concerned.addresses);
-        let mut classifier = Classifier::new(&self.objects, &self.peers, &self.names, &self.segments);
+        let mut classifier = Classifier::new(&self.objects, &self.in_use, &self.segments);
         for address in concerned {
             let mut class = NOTHING;
             let mut element = None;
@@ -400,16 +339,14 @@ impl State {
             self.verdicts.remove_set(set);
         }
         for set in &turn.fresh_sets {
-            let Some(accepts) = self.accepts.get(set) else { continue };
+            let Some(accepts) = self.in_use.accepts(*set) else { continue };
             self.verdicts.replace_set(*set, accepts, self.classes.iter());
         }
         for class in turn.fresh_classes {
             let Some(signature) = self.classes.get(class) else { continue };
-            let towards = signature.peers.iter().filter_map(|peer| self.sets_towards.get(peer));
-            let naming = signature.ports.keys().filter_map(|name| self.sets_naming.get(name));
-            let sets: BTreeSet<Id> = towards.chain(naming).flatten().copied().collect();
+            let sets = self.in_use.sets_towards(signature);
             for set in sets.into_iter().filter(|set| !turn.fresh_sets.contains(set)) {
-                let Some(accepts) = self.accepts.get(&set) else { continue };
+                let Some(accepts) = self.in_use.accepts(set) else { continue };
                 self.verdicts.put(set, accepts, class, signature);
             }
         }
@@ -446,6 +383,11 @@ impl State {
         self.objects.endpoints.get(id).is_some_and(|e| self.objects.pod_of(e).is_some())
     }
 
+    /// Addresses that a pod has lost since this was last asked.
+    pub(crate) fn take_released(&mut self) -> BTreeSet<IpAddr> {
+        std::mem::take(&mut self.released)
+    }
+
     /// What cannot be used or enforced as written, in words.
     pub(crate) fn problems(&self) -> Vec<String> {
         let closed = self.verdicts.closed().filter_map(|set| match self.sets.get(set)? {
@@ -459,20 +401,6 @@ impl State {
             }
         });
         self.problems.values().flatten().cloned().chain(closed).collect()
-    }
-
-    /// What a set's number means.
-    #[cfg(test)]
-    pub(crate) fn set_meaning(&self, set: Id) -> Option<&SetKey> {
-        self.sets.get(set)
-    }
-
-    /// What a class's number means, with the peers spelt out.
-    #[cfg(test)]
-    pub(crate) fn class_meaning(&self, class: Id) -> String {
-        let Some(signature) = self.classes.get(class) else { return "nothing".to_owned() };
-        let peers: BTreeSet<_> = signature.peers.iter().map(|id| self.peers.get(*id)).collect();
-        format!("{peers:?} {:?}", signature.ports)
     }
 }
 
@@ -512,13 +440,4 @@ fn acquire_class(classes: &mut Interner<Signature>, signature: &Signature, turn:
         turn.fresh_classes.insert(class);
     }
     class
-}
-
-fn remove_user<K: Ord + Clone>(index: &mut BTreeMap<K, BTreeSet<Id>>, key: &K, set: Id) {
-    if let Some(sets) = index.get_mut(key) {
-        sets.remove(&set);
-        if sets.is_empty() {
-            index.remove(key);
-        }
-    }
 }

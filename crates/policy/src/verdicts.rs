@@ -1,6 +1,6 @@
 //! Verdicts: what each policy set allows to everybody and to each class, as elements, within limits.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::classes::Signature;
 use crate::contents::{Atom, Contents, Key};

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 pub mod cases;
+pub mod random;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
