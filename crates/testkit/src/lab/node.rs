@@ -1,0 +1,202 @@
+//! A node: its place, its configuration file, its daemons, its command line.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use podway_model::names;
+use serde_json::Value;
+
+use super::{Addresses, Programs};
+use crate::cni::{self, Runtime};
+use crate::place::Place;
+use crate::process::{Process, tail};
+use crate::wait::wait_until_ok;
+
+/// The shipped network configuration.
+const CONFLIST: &str = include_str!("../../../../deploy/10-podway.conflist");
+
+/// A node of the lab.
+#[derive(Debug)]
+pub struct Node {
+    /// Its namespaces.
+    pub place: Place,
+    /// Its underlay addresses.
+    pub addresses: Addresses,
+    /// `routed`, while it is supposed to run.
+    pub routed: Option<Process>,
+    /// `policy-agent`, while it is supposed to run.
+    pub policy_agent: Option<Process>,
+    programs: Programs,
+    logs: PathBuf,
+}
+
+/// What `podwayctl` did.
+#[derive(Debug, Clone)]
+pub struct PodwayctlOutput {
+    /// Exit code; none: a signal.
+    pub code: Option<i32>,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl Node {
+    /// Installs the plugin, its conflist and the configuration file in a place.
+    pub fn new(
+        place: Place,
+        v4: Ipv4Addr,
+        v6: Ipv6Addr,
+        config: String,
+        programs: Programs,
+        logs: &Path,
+    ) -> Result<Self> {
+        let logs = logs.join(place.name());
+        std::fs::create_dir_all(&logs)?;
+        let node =
+            Self { place, addresses: Addresses { v4, v6 }, routed: None, policy_agent: None, programs, logs };
+        node.write_file(names::CONFIG_FILE, &config)?;
+        node.write_file(&format!("{}/10-podway.conflist", cni::CONF_DIR), CONFLIST)?;
+        let plugin = node.programs.podway.clone();
+        node.place
+            .enter(|| std::fs::copy(&plugin, format!("{}/{}", cni::BIN_DIR, names::PLUGIN)))?
+            .context("install the plugin")?;
+        Ok(node)
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        self.place.name()
+    }
+
+    /// A container runtime on it.
+    pub fn runtime(&self) -> Runtime<'_> {
+        Runtime::new(&self.place)
+    }
+
+    /// Writes a file as the node sees it.
+    pub fn write_file(&self, path: &str, text: &str) -> Result<()> {
+        self.place.enter(|| std::fs::write(path, text))?.with_context(|| format!("write {path}"))
+    }
+
+    /// Reads a file as the node sees it.
+    pub fn read_file(&self, path: &str) -> Result<String> {
+        self.place.enter(|| std::fs::read_to_string(path))?.with_context(|| format!("read {path}"))
+    }
+
+    /// Whether a path exists as the node sees it.
+    pub fn exists(&self, path: &str) -> Result<bool> {
+        self.place.enter(|| Path::new(path).exists())
+    }
+
+    /// Starts both daemons; does not wait for them.
+    pub fn start_daemons(&mut self) -> Result<()> {
+        self.start_routed()?;
+        self.start_policy_agent()
+    }
+
+    /// Starts `routed`.
+    pub fn start_routed(&mut self) -> Result<()> {
+        let process = self.spawn_daemon("routed")?;
+        self.routed = Some(process);
+        Ok(())
+    }
+
+    /// Starts `policy-agent`.
+    pub fn start_policy_agent(&mut self) -> Result<()> {
+        let process = self.spawn_daemon("policy-agent")?;
+        self.policy_agent = Some(process);
+        Ok(())
+    }
+
+    /// Starts a daemon (`routed` or `policy-agent`) that the caller keeps.
+    pub fn spawn_daemon(&self, daemon: &str) -> Result<Process> {
+        let program = if daemon == "routed" { &self.programs.routed } else { &self.programs.policy_agent };
+        let command = Command::new(program);
+        Process::start(&self.place, daemon, command, &self.logs.join(format!("{daemon}.log")))
+    }
+
+    /// Kills `routed` with -9.
+    pub fn kill_routed(&mut self) -> Result<()> {
+        self.routed.take().context("routed does not run")?.kill()
+    }
+
+    /// Kills `policy-agent` with -9.
+    pub fn kill_policy_agent(&mut self) -> Result<()> {
+        self.policy_agent.take().context("policy-agent does not run")?.kill()
+    }
+
+    /// Waits until both daemons run and say that they are ready.
+    pub fn wait_ready(&mut self, patience: Duration) -> Result<()> {
+        let waited = wait_until_ok(&format!("{} is ready", self.name()), patience, || {
+            let status = self.status()?;
+            let routed = &status["routed"];
+            if routed["ready"] != true {
+                bail!("routed waits for {}", routed["waitingFor"]);
+            }
+            if status["policy"]["ready"] != true {
+                bail!("policy-agent: {}", status["policy"]);
+            }
+            Ok(())
+        });
+        for daemon in [&mut self.routed, &mut self.policy_agent].into_iter().flatten() {
+            daemon.ensure_running()?;
+        }
+        waited.with_context(|| {
+            let logs = ["routed", "policy-agent"].map(|d| tail(&self.logs.join(format!("{d}.log")), 10));
+            logs.join("\n")
+        })
+    }
+
+    /// `podwayctl status -o json`.
+    pub fn status(&self) -> Result<Value> {
+        let output = self.podwayctl(&["status", "-o", "json"], "")?;
+        if output.code != Some(0) {
+            bail!("podwayctl status: {}", output.stderr.trim());
+        }
+        serde_json::from_str(&output.stdout).context("output of podwayctl status -o json")
+    }
+
+    /// `podwayctl apply -f -` with these documents.
+    pub fn apply(&self, documents: &str) -> Result<()> {
+        self.podwayctl_ok(&["apply", "-f", "-"], documents).map(drop)
+    }
+
+    /// `podwayctl delete -f -` with these documents.
+    pub fn delete(&self, documents: &str) -> Result<()> {
+        self.podwayctl_ok(&["delete", "-f", "-"], documents).map(drop)
+    }
+
+    /// Runs `podwayctl` on the node.
+    pub fn podwayctl(&self, args: &[&str], stdin: &str) -> Result<PodwayctlOutput> {
+        let mut command = Command::new(&self.programs.podwayctl);
+        command.args(args);
+        let output = self.place.output(command, stdin.as_bytes())?;
+        Ok(PodwayctlOutput {
+            code: output.status.code(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        })
+    }
+
+    /// Runs `podwayctl` on the node; an exit code other than 0 is an error.
+    pub fn podwayctl_ok(&self, args: &[&str], stdin: &str) -> Result<String> {
+        let output = self.podwayctl(args, stdin)?;
+        if output.code != Some(0) {
+            bail!("podwayctl {}: exit code {:?}: {}", args.join(" "), output.code, output.stderr.trim());
+        }
+        Ok(output.stdout)
+    }
+
+    /// Runs one of the daemons to its end, with its configuration file as given, and returns exit code and log.
+    pub fn run_daemon_to_end(&self, daemon: &str, patience: Duration) -> Result<(Option<i32>, String)> {
+        let mut process = self.spawn_daemon(daemon)?;
+        let before = process.log();
+        let status = process.wait_exit(patience)?;
+        let log = process.log();
+        Ok((status.code(), log.strip_prefix(before.as_str()).unwrap_or(&log).to_owned()))
+    }
+}
