@@ -83,7 +83,7 @@ pub struct VxlanParams {
     pub learning: bool,
 }
 
-/// One end of a new veth pair.
+/// One end of a new veth pair. Both are made down: the peer cannot come up before the pair is whole (ENOTCONN).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct VethEnd {
     /// Name.
@@ -96,8 +96,6 @@ pub struct VethEnd {
     pub mtu: Option<u32>,
     /// Interface group; 0 is the default group.
     pub group: u32,
-    /// Whether it is up at once. An IPv6 link-local address is then made before addrgenmode can be set.
-    pub up: bool,
 }
 
 /// What to change on a link. `None` leaves things as they are.
@@ -154,10 +152,6 @@ pub(super) fn by_ref(link: &LinkRef) -> LinkMessage {
 fn veth_end(end: &VethEnd) -> LinkMessage {
     let mut message = by_ref(&LinkRef::Name(end.name.clone()));
     message.header.index = end.index.unwrap_or(0);
-    if end.up {
-        message.header.flags = LinkFlags::Up;
-        message.header.change_mask = LinkFlags::Up;
-    }
     let attributes = &mut message.attributes;
     attributes.extend(end.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
     attributes.extend(end.mtu.map(LinkAttribute::Mtu));

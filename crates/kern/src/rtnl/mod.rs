@@ -22,7 +22,7 @@ use netlink_packet_route::route::RouteMessage;
 pub use address::{Address, AddressInfo};
 pub use link::{Link, LinkChange, LinkRef, VethEnd, VxlanParams, VxlanSpec};
 pub use neighbour::{FdbEntry, Neighbour};
-pub use nexthop::NextHop;
+pub use nexthop::{NextHop, NextHopInfo};
 pub use request::Request;
 pub use route::{Route, RouteFilter, RouteKey, RouteKind, TABLE_MAIN, V6_DEFAULT_METRIC};
 
@@ -188,19 +188,18 @@ impl Rtnl {
         Ok(all)
     }
 
-    /// Next-hop objects with a gateway, of one protocol, sorted by id.
-    pub fn next_hops(&mut self, protocol: u8) -> Result<Vec<NextHop>, KernelError> {
+    /// Next-hop objects, whoever made them, sorted by id.
+    pub fn next_hops(&mut self) -> Result<Vec<NextHopInfo>, KernelError> {
         let query = emit(&NextHopMessage::default());
         let mut all =
             self.connection.dump(nexthop::RTM_GETNEXTHOP, &query, "list next hops", |_, payload| {
-                Ok(NextHopMessage::parse(payload).ok().and_then(|message| message.decode()))
+                Ok(NextHopMessage::parse(payload).ok().and_then(|message| message.info()))
             })?;
-        all.retain(|next_hop| next_hop.protocol == protocol);
         all.sort_unstable();
         Ok(all)
     }
 
-    /// The route that the kernel would take to `destination`, as (interface index, gateway, source address).
+    /// The route that the kernel would take to `destination`.
     pub fn route_to(&mut self, destination: std::net::IpAddr) -> Result<Route, KernelError> {
         let mut query = route::query(destination.is_ipv6(), RouteFilter::default());
         let net = IpNet::from(destination);

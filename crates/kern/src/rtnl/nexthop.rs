@@ -47,6 +47,17 @@ impl std::fmt::Display for NextHop {
     }
 }
 
+/// A next-hop object as the kernel shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NextHopInfo {
+    /// Its id.
+    pub id: u32,
+    /// Who made it.
+    pub protocol: u8,
+    /// What it is; none: a group, a blackhole, a device without gateway: nothing that we make.
+    pub next_hop: Option<NextHop>,
+}
+
 /// A next-hop object as it is on the wire.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct NextHopMessage {
@@ -77,18 +88,16 @@ impl NextHopMessage {
         Self { id: Some(id), ..Self::default() }
     }
 
-    /// What we would have made, if this is something like it.
-    pub(crate) fn decode(&self) -> Option<NextHop> {
-        if self.foreign_kind {
-            return None;
-        }
-        Some(NextHop {
-            id: self.id?,
-            protocol: self.protocol,
-            interface: self.interface?,
-            gateway: self.gateway?,
-            onlink: self.flags & RTNH_F_ONLINK != 0,
-        })
+    pub(crate) fn info(&self) -> Option<NextHopInfo> {
+        let (id, protocol) = (self.id?, self.protocol);
+        let next_hop = match (self.interface, self.gateway) {
+            (Some(interface), Some(gateway)) if !self.foreign_kind => {
+                let onlink = self.flags & RTNH_F_ONLINK != 0;
+                Some(NextHop { id, protocol, interface, gateway, onlink })
+            }
+            _ => None,
+        };
+        Some(NextHopInfo { id, protocol, next_hop })
     }
 
     fn attributes(&self) -> Vec<DefaultNla> {

@@ -59,15 +59,14 @@ pub enum Request<'ns> {
 
 impl Request<'_> {
     /// The requests that make a pod's veth whole: the pair, then the host end's alias and address generation
-    /// mode, then up where `host_up`. The host end in `host.up` is ignored: it comes up last.
+    /// mode, then up where `host_up`. The peer is down: set it up through a socket of its namespace.
     pub fn veth_with_alias<'ns>(
-        mut host: VethEnd,
+        host: VethEnd,
         peer: VethEnd,
         peer_netns: Option<BorrowedFd<'ns>>,
         alias: String,
         host_up: bool,
     ) -> Vec<Request<'ns>> {
-        host.up = false;
         let name = LinkRef::Name(host.name.clone());
         let mark = LinkChange { alias: Some(alias), no_link_local: Some(true), ..LinkChange::default() };
         let mut all = vec![Request::AddVeth { host, peer, peer_netns }, Request::SetLink(name.clone(), mark)];
