@@ -1,0 +1,152 @@
+//! What a kernel (the real one, or [`crate::FakeNft`]) does for its callers, and how it refuses.
+
+use std::fmt;
+
+use crate::name::Name;
+use crate::object::{BaseChain, Set, TableFlags, TableId};
+use crate::transaction::Transaction;
+
+/// Error number of the kernel (`errno.h`), as far as nf_tables answers with it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Errno(pub i32);
+
+impl Errno {
+    /// Operation not permitted: no privilege, or the table has another owner.
+    pub const PERM: Self = Self(1);
+    /// No such object.
+    pub const NOENT: Self = Self(2);
+    /// Interrupted: somebody else committed in between; to be tried again.
+    pub const INTR: Self = Self(4);
+    /// In use.
+    pub const BUSY: Self = Self(16);
+    /// Exists, with other content.
+    pub const EXIST: Self = Self(17);
+    /// Does not make sense: wrong size, wrong type.
+    pub const INVAL: Self = Self(22);
+    /// Too many.
+    pub const MFILE: Self = Self(24);
+    /// Jumps form a loop or go too deep.
+    pub const LOOP: Self = Self(40);
+    /// The batch is larger than the socket's send buffer.
+    pub const MSGSIZE: Self = Self(90);
+    /// Not supported by this kernel.
+    pub const OPNOTSUPP: Self = Self(95);
+
+    fn name(self) -> Option<(&'static str, &'static str)> {
+        Some(match self {
+            Self::PERM => ("EPERM", "not permitted, or the table has another owner"),
+            Self::NOENT => ("ENOENT", "no such object"),
+            Self::INTR => ("EINTR", "somebody else changed the tables meanwhile"),
+            Self::BUSY => ("EBUSY", "still in use"),
+            Self::EXIST => ("EEXIST", "exists with other content"),
+            Self::INVAL => ("EINVAL", "invalid: size, type or place do not fit"),
+            Self::MFILE => ("EMFILE", "too many jumps"),
+            Self::LOOP => ("ELOOP", "jumps form a loop"),
+            Self::MSGSIZE => ("EMSGSIZE", "larger than the socket's send buffer"),
+            Self::OPNOTSUPP => ("EOPNOTSUPP", "not supported by this kernel"),
+            _ => return None,
+        })
+    }
+}
+
+impl fmt::Display for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.name() {
+            Some((name, meaning)) => write!(f, "{name}, {meaning}"),
+            None => write!(f, "errno {}", self.0),
+        }
+    }
+}
+
+impl fmt::Debug for Errno {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.name() {
+            Some((name, _)) => f.write_str(name),
+            None => write!(f, "errno {}", self.0),
+        }
+    }
+}
+
+/// Why a commit did not happen. Nothing of the transaction is in force then.
+#[derive(Debug, thiserror::Error)]
+pub enum CommitError {
+    /// The kernel refused an operation.
+    #[error("{object}: {errno}")]
+    Refused {
+        /// Index of the operation in [`Transaction::ops`].
+        op: usize,
+        /// The operation with the object's name.
+        object: String,
+        /// Why.
+        errno: Errno,
+    },
+    /// The kernel refused the batch as a whole.
+    #[error("nf_tables batch of {ops} operation(s): {errno}")]
+    Batch {
+        /// How many operations it had.
+        ops: usize,
+        /// Why.
+        errno: Errno,
+    },
+    /// The conversation with the kernel failed.
+    #[error("nf_tables: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+impl CommitError {
+    /// The kernel's reason, if it was the kernel that refused.
+    pub fn errno(&self) -> Option<Errno> {
+        match self {
+            Self::Refused { errno, .. } | Self::Batch { errno, .. } => Some(*errno),
+            Self::Io(_) => None,
+        }
+    }
+}
+
+/// What was read back of one table: enough to tell whether it is what was committed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableDump {
+    /// Which table.
+    pub id: TableId,
+    /// Its flags.
+    pub flags: TableFlags,
+    /// Chains in the kernel's order.
+    pub chains: Vec<ChainDump>,
+    /// Sets with their elements in the kernel's order. Sets that nft made for one rule (anonymous ones) are left
+    /// out.
+    pub sets: Vec<Set>,
+}
+
+/// A chain that was read back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChainDump {
+    /// Name.
+    pub name: Name,
+    /// Where it is hooked in.
+    pub base: Option<BaseChain>,
+    /// Its rules in order.
+    pub rules: Vec<RuleDump>,
+}
+
+/// A rule that was read back. Its statements are compared by kind, not by content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuleDump {
+    /// The kernel's number for it.
+    pub handle: u64,
+    /// Comment.
+    pub comment: String,
+    /// Names of the kernel's expressions (`meta`, `cmp`, `lookup`, ...) in order.
+    pub exprs: Vec<String>,
+}
+
+/// A kernel that keeps tables.
+pub trait Nftables {
+    /// Applies all changes as one, or none of them.
+    fn commit(&mut self, transaction: &Transaction) -> Result<(), CommitError>;
+
+    /// Reads a table back; none if it is not there.
+    fn dump(&mut self, table: &TableId) -> Result<Option<TableDump>, CommitError>;
+
+    /// Number of the ruleset's generation in this network namespace: grows with every commit, whoever made it.
+    fn generation(&mut self) -> Result<u32, CommitError>;
+}
