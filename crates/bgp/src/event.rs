@@ -142,6 +142,11 @@ pub enum Action {
         /// What and why, for people.
         what: String,
     },
+    /// A configuration cannot work; the one before stays in force.
+    Refused {
+        /// Every mistake in it, for people.
+        mistakes: Vec<String>,
+    },
     /// All peers that were up before a restart have sent their tables, or the deferral time is over: routes of
     /// the earlier life may be swept.
     Synced,

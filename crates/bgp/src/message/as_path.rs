@@ -105,7 +105,10 @@ impl AsPath {
 
     /// The neighbouring AS: the first of a leading sequence (RFC 4271 9.1.2.2 c). `None`: our own AS.
     pub fn neighbour(&self) -> Option<u32> {
-        let first = self.0.iter().find(|s| !matches!(s.kind, SegmentKind::ConfedSequence | SegmentKind::ConfedSet))?;
+        let first = self
+            .0
+            .iter()
+            .find(|s| !matches!(s.kind, SegmentKind::ConfedSequence | SegmentKind::ConfedSet))?;
         (first.kind == SegmentKind::Sequence).then(|| first.asns.first().copied()).flatten()
     }
 

@@ -85,7 +85,8 @@ impl Update {
         let mut walked = walk::walk(attributes, context)?;
 
         let unreach = walked.mp_unreach.take();
-        if let (true, Some((Some(family), prefixes)), false) = (only_attribute, &unreach, walked.others_present)
+        if let (true, Some((Some(family), prefixes)), false) =
+            (only_attribute, &unreach, walked.others_present)
             && prefixes.is_empty()
             && walked.faults.is_empty()
         {
@@ -249,7 +250,9 @@ pub fn withdraw(out: &mut BytesMut, prefixes: &[IpNet]) {
             out.put_u16(0);
             let length_at = out.len();
             out.put_u16(0);
-            write_mp(out, kind::MP_UNREACH, family, |out| batch.iter().for_each(|prefix| nlri::write(out, prefix)));
+            write_mp(out, kind::MP_UNREACH, family, |out| {
+                batch.iter().for_each(|prefix| nlri::write(out, prefix))
+            });
             let len = out.len() - length_at - 2;
             patch_len(out, length_at, len);
         }

@@ -127,7 +127,11 @@ impl Walked {
             }
             kind::AS4_PATH | kind::AS4_AGGREGATOR if context.four_octet_as => {
                 // RFC 6793 section 4.1: not between speakers of four-octet numbers.
-                self.fault(Treatment::Discard, raw.kind, "not used between speakers of four-octet AS numbers");
+                self.fault(
+                    Treatment::Discard,
+                    raw.kind,
+                    "not used between speakers of four-octet AS numbers",
+                );
             }
             _ => {
                 if let Err((treatment, what)) = self.known(&raw, context.four_octet_as) {
@@ -172,11 +176,13 @@ impl Walked {
                     (false, 6) => value.take_u16().map(u32::from),
                     _ => None,
                 };
-                self.aggregator = Some(aggregator(asn, &value, raw.flags).ok_or(discard("AGGREGATOR is malformed"))?);
+                self.aggregator =
+                    Some(aggregator(asn, &value, raw.flags).ok_or(discard("AGGREGATOR is malformed"))?);
             }
             kind::AS4_AGGREGATOR => {
                 let asn = (value.len() == 8).then(|| value.take_u32()).flatten();
-                let read = aggregator(asn, &value, raw.flags).ok_or(discard("AS4_AGGREGATOR is malformed"))?;
+                let read =
+                    aggregator(asn, &value, raw.flags).ok_or(discard("AS4_AGGREGATOR is malformed"))?;
                 self.as4_aggregator = Some(read);
             }
             kind::AS4_PATH => {
@@ -301,7 +307,11 @@ impl Walked {
         }
         if context.external.is_some() && as_path.neighbour() != context.external {
             // RFC 4271 6.3: the leftmost AS must be the neighbour's.
-            self.fault(Treatment::Withdraw, kind::AS_PATH, "an external neighbour's AS_PATH does not begin with its AS");
+            self.fault(
+                Treatment::Withdraw,
+                kind::AS_PATH,
+                "an external neighbour's AS_PATH does not begin with its AS",
+            );
         }
         let mut others = std::mem::take(&mut self.opaque);
         others.sort_by_key(|other| other.kind);

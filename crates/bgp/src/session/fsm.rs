@@ -412,10 +412,8 @@ fn established(event: FsmEvent) -> (State, &'static [Op]) {
         E::TcpConnectionFails | E::NotificationVersion | E::Notification => LOST_UP,
         E::Keepalive => (State::Established, &[Op::RestartHold]),
         E::Update | E::RouteRefresh => (State::Established, &[Op::RestartHold, Op::Process]),
-        E::ConnectRetryExpired
-        | E::DelayOpenExpired
-        | E::IdleHoldExpired
-        | E::Open
-        | E::OpenWithDelay => FSM_UP,
+        E::ConnectRetryExpired | E::DelayOpenExpired | E::IdleHoldExpired | E::Open | E::OpenWithDelay => {
+            FSM_UP
+        }
     }
 }

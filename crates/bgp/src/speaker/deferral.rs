@@ -1,0 +1,107 @@
+//! Our own restart (RFC 4724 section 4.1): learned routes are not selected before the peers that were up have sent
+//! their tables, End-of-RIB is not sent before that, and the R bit says so. Our own routes are announced at once.
+//!
+//! Only peers that were up are waited for, and not those that say that they have restarted too: speakers that restart
+//! together never wait for each other.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::Speaker;
+use crate::config::{Restarted, SpeakerConfig};
+use crate::event::Action;
+use crate::types::{Families, Family};
+
+#[derive(Debug)]
+pub(super) struct Deferral {
+    /// Selection_Deferral_Timer.
+    pub(super) until: Duration,
+    /// Per family: who has not sent its End-of-RIB.
+    waiting: BTreeMap<Family, BTreeSet<IpAddr>>,
+}
+
+impl Deferral {
+    /// Families whose selection is deferred.
+    pub(super) fn families(&self) -> Families {
+        self.waiting.keys().copied().collect()
+    }
+}
+
+impl Speaker {
+    /// Begins to wait, if there is somebody to wait for.
+    pub(super) fn begin_deferral(&mut self, config: &SpeakerConfig, restarted: Option<Restarted>) {
+        let known = |peer: &IpAddr| config.neighbours.contains_key(peer);
+        let peers: BTreeSet<IpAddr> =
+            restarted.into_iter().flat_map(|restarted| restarted.peers).filter(known).collect();
+        match &config.graceful_restart {
+            Some(restart) if !peers.is_empty() => {
+                let offers = |family: Family| {
+                    let all = peers.iter().filter(|peer| config.neighbours[*peer].families.contains(family));
+                    (family, all.copied().collect::<BTreeSet<IpAddr>>())
+                };
+                let waiting = Family::ALL.into_iter().map(offers).filter(|(_, p)| !p.is_empty()).collect();
+                self.deferral = Some(Deferral { until: self.now + restart.deferral_time, waiting });
+            }
+            _ => self.actions.push(Action::Synced),
+        }
+    }
+
+    /// Families whose initial tables are complete.
+    pub(super) fn settled_families(&self) -> Families {
+        let deferred = self.deferral.as_ref().map_or(Families::NONE, Deferral::families);
+        Family::ALL.into_iter().filter(|family| !deferred.contains(*family)).collect()
+    }
+
+    /// A peer that has no graceful restart, that restarted itself, or that has not got a family, is not waited for.
+    pub(super) fn deferral_session_up(&mut self, address: IpAddr) {
+        let Some(session) = self.peers.get(&address).and_then(|peer| peer.session.as_ref()) else { return };
+        let negotiated = &session.negotiated;
+        let waited_for = if negotiated.graceful_restart.is_none() || negotiated.restarting() {
+            Families::NONE
+        } else {
+            negotiated.families
+        };
+        for family in Family::ALL.into_iter().filter(|family| !waited_for.contains(*family)) {
+            self.stop_waiting(address, family);
+        }
+    }
+
+    /// Whatever `peer` had to say about `family` is said.
+    pub(super) fn stop_waiting(&mut self, peer: IpAddr, family: Family) {
+        let Some(deferral) = &mut self.deferral else { return };
+        if let Some(waiting) = deferral.waiting.get_mut(&family) {
+            waiting.remove(&peer);
+            if waiting.is_empty() {
+                self.end_deferral(family);
+            }
+        }
+    }
+
+    pub(super) fn check_deferral_timer(&mut self) {
+        if let Some(deferral) = self.deferral.as_ref().filter(|deferral| deferral.until <= self.now) {
+            for family in deferral.families().iter() {
+                self.end_deferral(family);
+            }
+        }
+    }
+
+    /// Selection of `family` begins; [`Speaker::settle`] does the rest.
+    fn end_deferral(&mut self, family: Family) {
+        let Some(deferral) = &mut self.deferral else { return };
+        deferral.waiting.remove(&family);
+        if deferral.waiting.is_empty() {
+            self.deferral = None;
+        }
+        self.settling.insert(family);
+        let prefixes: Vec<IpNet> = self
+            .rib
+            .iter()
+            .map(|(prefix, _)| *prefix)
+            .filter(|prefix| Family::of(prefix) == family)
+            .collect();
+        prefixes.into_iter().for_each(|prefix| self.rib.reconsider(prefix));
+    }
+}

@@ -1,0 +1,323 @@
+//! The speaker: owns all sessions, the RIB and the export; everything happens in [`Speaker::step`].
+//!
+//! | file | what |
+//! |---|---|
+//! | `mod.rs` | events in, timers, selection, flush |
+//! | `configure.rs` | a new configuration against the one in force |
+//! | `connections.rs` | connections, messages, collisions (RFC 4271 6.8) |
+//! | `sessions.rs` | a session comes up or goes; stale routes of the peer (RFC 4724 4.2) |
+//! | `deferral.rs` | our own restart (RFC 4724 4.1) |
+//! | `routes.rs` | UPDATEs into the RIB, import rule |
+//! | `report.rs` | what people see |
+
+mod configure;
+mod connections;
+mod deferral;
+mod peer;
+mod report;
+mod routes;
+mod sessions;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::config::{Claims, Restarted, SpeakerConfig};
+use crate::event::{Action, AfterStop, ConnId, Event};
+use crate::export::group::{Group, Limits, Out};
+use crate::export::policy::GroupKey;
+use crate::message::Notification;
+use crate::message::notification::cease;
+use crate::rib::{Interner, Path, Rib};
+use crate::session::fsm::FsmEvent;
+use crate::session::negotiated::{RestartBits, our_open};
+use crate::session::rng::Rng;
+use crate::session::slot::{Cx, Effect};
+use crate::types::{Families, Family};
+use deferral::Deferral;
+use peer::Peer;
+
+/// Shortest and longest time between two flushes, and how many times the cost of the last one.
+const PACE: (Duration, Duration, u32) = (Duration::from_millis(2), Duration::from_millis(50), 4);
+
+/// A BGP speaker without sockets, clock or randomness.
+///
+/// Total: any event in any state is handled without a panic. Deterministic: the same seed and the same events at the
+/// same times give the same actions.
+#[derive(Debug)]
+pub struct Speaker {
+    config: Arc<SpeakerConfig>,
+    claims: Arc<Claims>,
+    now: Duration,
+    rng: Rng,
+    peers: BTreeMap<IpAddr, Peer>,
+    /// Whose connection and slot it is. Invariant: exactly the connections that slots hold (`tests/simulation.rs`).
+    conns: BTreeMap<ConnId, (IpAddr, usize)>,
+    next_conn: u64,
+    timers: BTreeSet<(Duration, IpAddr)>,
+    rib: Rib,
+    interner: Interner,
+    groups: BTreeMap<GroupKey, Group>,
+    limits: Limits,
+    /// Best paths that changed and are not yet in the groups' logs.
+    pending: BTreeSet<IpNet>,
+    flushed_at: Duration,
+    pace: Duration,
+    deferral: Option<Deferral>,
+    /// Families whose deferral ended in this step.
+    settling: Families,
+    forwarding_preserved: bool,
+    stopped: bool,
+    actions: Vec<Action>,
+}
+
+impl Speaker {
+    /// A speaker that begins at `now`. `restarted`: what is known of the life before, none for a first one. `seed`
+    /// feeds the jitter of timers.
+    pub fn new(
+        config: Arc<SpeakerConfig>,
+        restarted: Option<Restarted>,
+        seed: u64,
+        now: Duration,
+        out: &mut Vec<Action>,
+    ) -> Self {
+        let idle = SpeakerConfig {
+            neighbours: BTreeMap::new(),
+            originated: BTreeMap::new(),
+            ..SpeakerConfig::clone(&config)
+        };
+        let mut speaker = Self {
+            config: Arc::new(idle),
+            claims: Arc::default(),
+            now,
+            rng: Rng::new(seed),
+            peers: BTreeMap::new(),
+            conns: BTreeMap::new(),
+            next_conn: 1,
+            timers: BTreeSet::new(),
+            rib: Rib::default(),
+            interner: Interner::default(),
+            groups: BTreeMap::new(),
+            limits: Limits::DEFAULT,
+            pending: BTreeSet::new(),
+            flushed_at: now,
+            pace: PACE.0,
+            deferral: None,
+            settling: Families::NONE,
+            forwarding_preserved: restarted.as_ref().is_some_and(|r| r.forwarding_preserved),
+            stopped: false,
+            actions: vec![],
+        };
+        speaker.begin_deferral(&config, restarted);
+        speaker.step(now, Event::Configured(config), out);
+        speaker
+    }
+
+    /// Takes in what happened at `now` (monotonic; the zero point is the caller's) and appends what is to be done.
+    pub fn step(&mut self, now: Duration, event: Event, out: &mut Vec<Action>) {
+        self.now = self.now.max(now);
+        match event {
+            Event::Timer => {}
+            Event::Configured(config) => self.on_configured(config),
+            Event::Claimed(claims) => self.on_claimed(claims),
+            Event::Accepted { conn, remote } => self.on_accepted(conn, remote),
+            Event::Connected { conn } => self.on_connected(conn),
+            Event::Received { conn, bytes } => self.on_received(conn, &bytes),
+            Event::Sent { conn, bytes } => self.on_sent(conn, bytes),
+            Event::Closed { conn, reason } => self.on_closed(conn, reason),
+            Event::Flushed { took } => self.pace = (took * PACE.2).clamp(PACE.0, PACE.1),
+            Event::Stopped { routes } => self.on_stopped(routes),
+        }
+        self.on_timers();
+        self.settle();
+        out.append(&mut self.actions);
+    }
+
+    /// When [`Event::Timer`] is due; none: not before something else happens.
+    pub fn deadline(&self) -> Option<Duration> {
+        let peers = self.timers.first().map(|(at, _)| *at);
+        let flush = (!self.pending.is_empty()).then(|| self.flushed_at + self.pace);
+        let deferral = self.deferral.as_ref().map(|deferral| deferral.until);
+        [peers, flush, deferral].into_iter().flatten().min()
+    }
+
+    /// Runs all timers that are due.
+    fn on_timers(&mut self) {
+        self.check_deferral_timer();
+        while let Some((at, address)) = self.timers.first().copied() {
+            if at > self.now {
+                break;
+            }
+            self.timers.pop_first();
+            let Some(peer) = self.peers.get_mut(&address) else { continue };
+            peer.armed = None;
+            for slot in 0..peer.slots.len() {
+                while let Some(event) =
+                    self.peers.get_mut(&address).and_then(|p| p.slots[slot].expired(self.now))
+                {
+                    self.on_slot_timer(address, slot, event);
+                }
+            }
+            self.check_stale_timers(address);
+            self.rearm(address);
+        }
+    }
+
+    /// Keeps the peer's entry in the timers right.
+    fn rearm(&mut self, address: IpAddr) {
+        let Some(peer) = self.peers.get_mut(&address) else { return };
+        let deadline = if self.stopped { None } else { peer.deadline() };
+        if peer.armed != deadline {
+            if let Some(old) = std::mem::replace(&mut peer.armed, deadline) {
+                self.timers.remove(&(old, address));
+            }
+            self.timers.extend(deadline.map(|at| (at, address)));
+        }
+    }
+
+    /// Runs one event through a slot's state machine and sees to what follows.
+    fn fire(&mut self, address: IpAddr, at: usize, event: FsmEvent, notification: Option<Notification>) {
+        let bits = RestartBits {
+            restarting: self.deferral.is_some(),
+            preserved: self.forwarding_preserved || self.peers.get(&address).is_some_and(|peer| peer.was_up),
+        };
+        let Some(peer) = self.peers.get_mut(&address) else { return };
+        let mut effects = vec![];
+        let mut cx = Cx {
+            now: self.now,
+            rng: &mut self.rng,
+            neighbour: &peer.neighbour,
+            address,
+            our_open: &our_open(&self.config, &peer.neighbour, bits),
+            next_conn: &mut self.next_conn,
+            out: &mut self.actions,
+        };
+        let slot = &mut peer.slots[at];
+        slot.fire(event, notification, &mut cx, &mut effects);
+        if let Some(error) = &slot.last_error {
+            peer.last_error = Some(error.clone());
+        }
+        for effect in effects {
+            match effect {
+                Effect::Released(conn) => drop(self.conns.remove(&conn)),
+                Effect::Requested(conn) => drop(self.conns.insert(conn, (address, at))),
+                Effect::Up => self.on_session_up(address, at),
+                Effect::Down(loss) => self.on_session_down(address, at, &loss),
+            }
+        }
+        if !self.stopped && self.peers.get(&address).is_some_and(Peer::should_wake) {
+            self.fire(address, peer::OUTGOING, FsmEvent::AutomaticStartDamped, None);
+        }
+        self.rearm(address);
+    }
+
+    /// Selects, tells the kernel side, and flushes if it is time.
+    fn settle(&mut self) {
+        if !self.rib.is_settled() || !self.settling.is_empty() {
+            self.select();
+        }
+        let due = self.now >= self.flushed_at + self.pace;
+        if !self.settling.is_empty() || (!self.pending.is_empty() && due) {
+            self.flush();
+        }
+        for family in std::mem::take(&mut self.settling).iter() {
+            self.groups.values_mut().for_each(|group| group.settle(family));
+            self.pull_all();
+            if self.deferral.is_none() {
+                self.actions.push(Action::Synced);
+            }
+        }
+    }
+
+    fn select(&mut self) {
+        let deferred = self.deferral.as_ref().map_or(Families::NONE, Deferral::families);
+        for change in self.rib.select(|prefix| deferred.contains(Family::of(prefix))) {
+            self.pending.insert(change.prefix);
+            let next_hop = |path: &Option<Path>| {
+                path.as_ref().filter(|path| path.learned.is_some()).map(|path| path.attributes.path.next_hop)
+            };
+            let (old, new) = (next_hop(&change.old), next_hop(&change.new));
+            if old != new {
+                let next_hops = new.into_iter().collect();
+                self.actions.push(Action::RouteChanged { prefix: change.prefix, next_hops });
+            }
+        }
+    }
+
+    /// Brings pending changes into all groups' logs and gives every member what it may have.
+    fn flush(&mut self) {
+        self.append_pending();
+        self.flushed_at = self.now;
+        self.pull_all();
+    }
+
+    fn append_pending(&mut self) {
+        let pending = std::mem::take(&mut self.pending);
+        if pending.is_empty() {
+            return;
+        }
+        let (rib, peers) = (&self.rib, &self.peers);
+        for group in self.groups.values_mut() {
+            group.update(
+                pending.iter().map(|prefix| (*prefix, rib.best(prefix).map(|path| out(peers, path)))),
+            );
+        }
+    }
+
+    fn pull_all(&mut self) {
+        let members: Vec<IpAddr> = self.groups.values().flat_map(Group::members).collect();
+        members.into_iter().for_each(|member| self.pull(member));
+        self.groups.values_mut().for_each(Group::trim);
+    }
+
+    /// Gives one member what it may have.
+    fn pull(&mut self, member: IpAddr) {
+        let Some((key, conn)) = self.peers.get(&member).and_then(Peer::up) else { return };
+        let Some(group) = self.groups.get_mut(key) else { return };
+        let mut bytes = vec![];
+        group.pull(member, &mut bytes);
+        self.actions.extend(bytes.into_iter().map(|bytes| Action::Send { conn, bytes }));
+    }
+
+    fn on_sent(&mut self, conn: ConnId, bytes: usize) {
+        let Some((address, _)) = self.conns.get(&conn).copied() else { return };
+        let Some((key, session)) = self.peers.get(&address).and_then(Peer::up) else { return };
+        if session == conn && self.groups.get_mut(key).is_some_and(|group| group.wrote(address, bytes)) {
+            self.pull(address);
+        }
+    }
+
+    fn on_stopped(&mut self, routes: AfterStop) {
+        self.stopped = true;
+        let addresses: Vec<IpAddr> = self.peers.keys().copied().collect();
+        for address in addresses {
+            let keeps = |peer: &Peer| {
+                let session = peer.session.as_ref()?;
+                let kept = !session.negotiated.restart_families().is_empty();
+                (routes == AfterStop::Keep && kept).then_some(session.slot)
+            };
+            let kept = self.peers.get(&address).and_then(keeps);
+            for at in 0..3 {
+                if kept == Some(at) {
+                    // RFC 4724: only an end without a NOTIFICATION lets the peer keep our routes.
+                    self.fire(address, at, FsmEvent::TcpConnectionFails, None);
+                } else {
+                    let cease = Notification::cease(cease::SHUTDOWN);
+                    self.fire(address, at, FsmEvent::ManualStop, Some(cease));
+                }
+            }
+        }
+        self.timers.clear();
+        self.pending.clear();
+        self.deferral = None;
+    }
+}
+
+/// A best path as the groups want it: with the role of the neighbour that it came from, as it is now.
+fn out(peers: &BTreeMap<IpAddr, Peer>, path: &Path) -> Out {
+    let from = path.source().and_then(|source| peers.get(&source)).map(|peer| peer.neighbour.role);
+    Out { path: path.clone(), from }
+}
