@@ -1,3 +1,47 @@
 //! Podway's node daemon: store, block claims, routing backends, BGP.
+//!
+//! | module | what | owns |
+//! |---|---|---|
+//! | [`app`] | the task diagram; wires the parts | the channels |
+//! | [`identity`] | node name, boot id, instance id | the instance id's file |
+//! | [`view`] | the vocabulary between the parts | nothing |
+//! | [`cluster`] | the cluster as the store shows it; registration, claims | the node file, our store keys |
+//! | [`underlay`] | which address this node has on the underlay | |
+//! | [`bgp`] | the shell round our BGP speaker | its TCP connections |
+//! | [`dataplane`] | what the kernel shall hold, and how it gets there | routes, tunnels, masquerade |
+//! | [`status`] | answers for people | nothing |
+//! | [`metrics`] | numbers for machines | the gauges |
 
-fn main() {}
+mod app;
+mod bgp;
+mod cluster;
+mod dataplane;
+mod identity;
+mod metrics;
+mod status;
+mod underlay;
+mod view;
+
+use std::process::ExitCode;
+
+use podway_daemon::{Action, Program, run};
+
+fn main() -> ExitCode {
+    run(
+        Program {
+            name: "routed",
+            about: "Podway's node daemon: claims address blocks, and carries packets between nodes by host-gw, \
+                    VXLAN or BGP",
+            version: env!("CARGO_PKG_VERSION"),
+            section: |config| &config.routed,
+            actions: &[Action {
+                name: "cleanup",
+                help: "Remove from this node's kernel everything that routed made (routes, next hops, tunnel \
+                       devices, masquerade), and end. Pods and their own routes stay. The node's claims stay \
+                       too: podwayctl node release",
+                run: |_config| dataplane::cleanup().map_err(Into::into),
+            }],
+        },
+        app::start,
+    )
+}

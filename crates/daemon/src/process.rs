@@ -37,6 +37,19 @@ pub struct Program {
     pub version: &'static str,
     /// Its part of the configuration file.
     pub section: fn(&NodeConfig) -> &DaemonSection,
+    /// What it can do instead of running.
+    pub actions: &'static [Action],
+}
+
+/// Something a daemon's program can do instead of running, by a flag of its own: clean up, for instance.
+#[derive(Debug, Clone, Copy)]
+pub struct Action {
+    /// Its flag, without the dashes.
+    pub name: &'static str,
+    /// What it does, for `--help`.
+    pub help: &'static str,
+    /// Does it. The pid lock is held: the daemon itself does not run.
+    pub run: fn(&NodeConfig) -> anyhow::Result<()>,
 }
 
 /// What the shell hands to the daemon. It comes back when everything is started.
@@ -63,8 +76,8 @@ where
     F: FnOnce(Process) -> R,
     R: Future<Output = anyhow::Result<Process>>,
 {
-    let path = match arguments(program, std::env::args_os()) {
-        Ok(path) => path,
+    let (path, action) = match arguments(program, std::env::args_os()) {
+        Ok(arguments) => arguments,
         Err(error) => {
             let _ = error.print();
             return if error.use_stderr() { ExitCode::from(EXIT_BAD_INPUT) } else { ExitCode::SUCCESS };
@@ -93,6 +106,15 @@ where
             return ExitCode::from(EXIT_FAILED);
         }
     };
+    if let Some(action) = action {
+        return match (action.run)(&config) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                tracing::error!("{} --{} failed: {error:#}", program.name, action.name);
+                ExitCode::from(EXIT_FAILED)
+            }
+        };
+    }
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -105,7 +127,7 @@ where
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{} ends: {error:#}", program.name);
-            ExitCode::from(EXIT_FAILED)
+            ExitCode::from(if error.is::<Mistakes>() { EXIT_BAD_INPUT } else { EXIT_FAILED })
         }
     };
     // Blocking threads (name look-ups) are not waited for.
@@ -113,8 +135,14 @@ where
     code
 }
 
-/// The path of the configuration file.
-fn arguments(program: Program, args: impl IntoIterator<Item = OsString>) -> Result<PathBuf, clap::Error> {
+/// The path of the configuration file, and what to do instead of running.
+fn arguments(
+    program: Program,
+    args: impl IntoIterator<Item = OsString>,
+) -> Result<(PathBuf, Option<Action>), clap::Error> {
+    let flags = program.actions.iter().map(|action| {
+        Arg::new(action.name).long(action.name).help(action.help).action(clap::ArgAction::SetTrue)
+    });
     let command = Command::new(program.name)
         .about(program.about)
         .version(program.version)
@@ -126,12 +154,15 @@ fn arguments(program: Program, args: impl IntoIterator<Item = OsString>) -> Resu
                 .default_value(CONFIG_FILE)
                 .help("Configuration of this node"),
         )
+        .args(flags)
         .after_help(
             "Exit codes: 0 asked to end (SIGTERM, SIGINT); 1 failed; 64 bad input, every mistake on standard \
              error;\n75 another process of this kind runs on the node.",
         );
     let mut matches = command.try_get_matches_from(args)?;
-    Ok(matches.remove_one::<PathBuf>("config").unwrap_or_else(|| PathBuf::from(CONFIG_FILE)))
+    let action = program.actions.iter().find(|action| matches.get_flag(action.name)).copied();
+    let path = matches.remove_one::<PathBuf>("config").unwrap_or_else(|| PathBuf::from(CONFIG_FILE));
+    Ok((path, action))
 }
 
 /// Reads and checks the configuration file. The default file may be missing: then the defaults hold.
@@ -215,19 +246,31 @@ fn tell_systemd(state: &str) {
 mod tests {
     use super::*;
 
-    const PROGRAM: Program =
-        Program { name: "routed", about: "", version: "1", section: |config| &config.routed };
+    const PROGRAM: Program = Program {
+        name: "routed",
+        about: "",
+        version: "1",
+        section: |config| &config.routed,
+        actions: &[Action { name: "cleanup", help: "Remove everything", run: |_| Ok(()) }],
+    };
 
-    fn args(args: &[&str]) -> Result<PathBuf, clap::Error> {
+    fn args(args: &[&str]) -> Result<(PathBuf, Option<Action>), clap::Error> {
         arguments(PROGRAM, ["routed"].iter().chain(args).map(OsString::from))
     }
 
     #[test]
-    fn one_argument_is_known() {
-        assert_eq!(args(&[]).unwrap(), Path::new(CONFIG_FILE));
-        assert_eq!(args(&["--config", "/x"]).unwrap(), Path::new("/x"));
+    fn one_argument_is_known_besides_the_actions() {
+        assert_eq!(args(&[]).unwrap().0, Path::new(CONFIG_FILE));
+        let (path, action) = args(&["--config", "/x"]).unwrap();
+        assert!(path == Path::new("/x") && action.is_none());
         assert!(args(&["--confg", "/x"]).unwrap_err().use_stderr());
         assert!(!args(&["--help"]).unwrap_err().use_stderr());
+    }
+
+    #[test]
+    fn an_action_has_its_flag() {
+        let (path, action) = args(&["--cleanup", "--config", "/x"]).unwrap();
+        assert_eq!((path.as_path(), action.map(|action| action.name)), (Path::new("/x"), Some("cleanup")));
     }
 
     #[test]

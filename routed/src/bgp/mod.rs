@@ -11,6 +11,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use podway_daemon::Shutdown;
 use podway_model::ids::{BootId, NodeName};
 use podway_model::socket::{BgpPeerStatus, BgpRouteStatus};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -33,8 +34,8 @@ pub(crate) struct Bgp {
     pub(crate) routes: watch::Sender<Arc<BgpRoutes>>,
     /// Questions from the admin socket.
     pub(crate) queries: mpsc::Receiver<Query>,
-    /// True: the daemon is about to end.
-    pub(crate) shutdown: watch::Receiver<bool>,
+    /// Tells when the daemon is about to end.
+    pub(crate) shutdown: Shutdown,
 }
 
 /// A question from the admin socket.
@@ -48,13 +49,13 @@ pub(crate) enum Query {
 impl Bgp {
     /// Runs until `shutdown` is true; then closes all connections so that peers keep our routes.
     pub(crate) async fn run(mut self) {
-        while !*self.shutdown.borrow_and_update() {
+        while !self.shutdown.is_requested() {
             tokio::select! {
                 Some(query) = self.queries.recv() => match query {
                     Query::Peers(answer) => drop(answer.send(vec![])),
                     Query::Routes(answer) => drop(answer.send(vec![])),
                 },
-                _ = self.shutdown.changed() => {}
+                () = self.shutdown.requested() => {}
             }
         }
     }

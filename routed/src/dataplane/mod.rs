@@ -15,5 +15,5 @@ pub(crate) mod mtu;
 mod run;
 pub(crate) mod status;
 
-pub(crate) use run::run;
+pub(crate) use run::{cleanup, run};
 pub(crate) use status::DataplaneStatus;

@@ -30,5 +30,9 @@ pub(crate) fn pod_mtu(view: &ClusterView, facts: &LocalFacts) -> Mtu {
 /// Whether a tunnel over an IPv6 underlay is needed: some node, or this one, has no IPv4 underlay address.
 fn v6_tunnels(view: &ClusterView, facts: &LocalFacts) -> bool {
     facts.address_v4.is_none()
-        || view.nodes.values().filter_map(|node| node.record.as_ref()).any(|record| record.address_v4.is_none())
+        || view
+            .nodes
+            .values()
+            .filter_map(|node| node.record.as_ref())
+            .any(|record| record.address_v4.is_none())
 }

@@ -1,0 +1,196 @@
+//! Wires `routed` together.
+//!
+//! ```text
+//!                ┌────────────┐ ClusterView ┌───────────┐
+//!   store ◀─────▶│  cluster   ├──────┬─────▶│ dataplane │──▶ kernel
+//!                └────▲───────┘      │      └─▲───▲───┬─┘
+//!                     │ LocalFacts   │        │   │   │ DataplaneStatus
+//!                ┌────┴───────┐      │        │   │   ▼
+//!   kernel ─────▶│  underlay  ├──────┼────────┘   │  summary ──▶ readiness, metrics
+//!                └────────────┘      ▼            │   ▲
+//!                                ┌───────┐ BgpRoutes  │
+//!   peers ◀─────────────────────▶│  bgp  ├────────┘   │
+//!                                └───▲───┘            │
+//!                                    │ Query       ┌──┴─────┐
+//!                                    └─────────────┤ socket │◀── podwayctl
+//!                                                  └────────┘
+//! ```
+//!
+//! Six tasks in one thread (cluster, underlay, bgp, dataplane, summary, socket) and the health server. Values
+//! travel in `watch` channels: only the latest counts, and nobody can fall behind. No task may end: the end of one
+//! is the end of the process, and nothing in the kernel changes by it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use podway_daemon::admin::AdminSocket;
+use podway_daemon::{Process, Shutdown};
+use podway_model::names;
+use podway_model::socket::{RoutedReply, RoutedRequest};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::bgp::{Bgp, Query};
+use crate::cluster::Identity;
+use crate::dataplane::DataplaneStatus;
+use crate::metrics::Metrics;
+use crate::status::Inputs;
+use crate::underlay::UnderlayStatus;
+use crate::view::{BgpRoutes, ClusterView, LocalFacts};
+use crate::{cluster, dataplane, identity, status, underlay};
+
+/// Questions to `bgp` under way: each is a person's, and each waits for its answer.
+const QUERIES: usize = 16;
+
+/// Opens what the daemon needs and starts its tasks.
+pub(crate) async fn start(mut process: Process) -> Result<Process> {
+    let section = process.config.node.clone();
+    let identity = Identity {
+        node: identity::node_name(section.name.as_ref())?,
+        instance_id: identity::instance_id(Path::new(names::INSTANCE_FILE))?,
+        boot_id: identity::boot_id(Path::new(names::BOOT_ID_FILE))?,
+        labels: section.labels.clone(),
+        asn: section.asn,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        node_file: PathBuf::from(names::NODE_FILE),
+        ipam_dir: PathBuf::from(names::IPAM_DIR),
+    };
+    let store = podway_store::open(&process.config.store)?;
+    podway_store::require(store.as_ref())?;
+    let socket = AdminSocket::bind(Path::new(names::ROUTED_SOCKET))
+        .with_context(|| format!("listen on {}", names::ROUTED_SOCKET))?;
+
+    let (view_out, view) = watch::channel(Arc::new(ClusterView::default()));
+    let (facts_out, facts) = watch::channel(None);
+    let (underlay_out, underlay_status) = watch::channel(UnderlayStatus::default());
+    let (bgp_out, bgp_routes) = watch::channel(Arc::new(BgpRoutes::default()));
+    let (dataplane_out, dataplane_status) = watch::channel(DataplaneStatus::default());
+    let (queries, asked) = mpsc::channel(QUERIES);
+
+    let summary = Summary {
+        identity: identity.clone(),
+        view: view.clone(),
+        facts: facts.clone(),
+        underlay: underlay_status,
+        dataplane: dataplane_status,
+    };
+    let bgp = Bgp {
+        node: identity.node.clone(),
+        boot_id: identity.boot_id.clone(),
+        peers_file: Path::new(names::STATE_DIR).join("bgp-peers.json"),
+        view: view.clone(),
+        facts: facts.clone(),
+        routes: bgp_out,
+        queries: asked,
+        shutdown: process.shutdown.clone(),
+    };
+    let shutdown = process.shutdown.clone();
+    let tasks = &mut process.tasks;
+    tasks.spawn("underlay", until(shutdown.clone(), underlay::run(section, facts_out, underlay_out)));
+    tasks.spawn(
+        "cluster",
+        until(shutdown.clone(), cluster::run(identity.clone(), store, facts.clone(), view_out)),
+    );
+    tasks.spawn("bgp", bgp.run());
+    tasks.spawn(
+        "dataplane",
+        until(shutdown.clone(), dataplane::run(identity.node, view, facts, bgp_routes, dataplane_out)),
+    );
+    let metrics = Metrics::register(&mut process.metrics);
+    let waiting_for = process.waiting_for.clone();
+    tasks.spawn("summary", until(shutdown.clone(), summary.clone().follow(metrics, waiting_for)));
+    tasks.spawn(
+        "socket",
+        socket.serve(shutdown, move |question| answer(question, summary.clone(), queries.clone())),
+    );
+    Ok(process)
+}
+
+/// Runs a task that knows no end until the process is to end; then drops it.
+async fn until<T, E>(mut shutdown: Shutdown, task: impl Future<Output = Result<T, E>>) -> Result<(), E> {
+    tokio::select! {
+        () = shutdown.requested() => Ok(()),
+        end = task => end.map(drop),
+    }
+}
+
+/// The receiving ends of what the parts publish.
+#[derive(Clone)]
+struct Summary {
+    identity: Identity,
+    view: watch::Receiver<Arc<ClusterView>>,
+    facts: watch::Receiver<Option<LocalFacts>>,
+    underlay: watch::Receiver<UnderlayStatus>,
+    dataplane: watch::Receiver<DataplaneStatus>,
+}
+
+impl Summary {
+    /// Looks at the latest of everything. The closure must not wait: the values are borrowed.
+    fn with<T>(&self, look: impl FnOnce(&Inputs<'_>) -> T) -> T {
+        let (view, facts) = (self.view.borrow(), self.facts.borrow());
+        let (underlay, dataplane) = (self.underlay.borrow(), self.dataplane.borrow());
+        look(&Inputs {
+            node: &self.identity.node,
+            instance_id: &self.identity.instance_id,
+            view: &view,
+            facts: facts.as_ref(),
+            underlay: &underlay,
+            dataplane: &dataplane,
+        })
+    }
+
+    /// Keeps readiness and metrics up to date.
+    async fn follow(mut self, metrics: Metrics, waiting_for: watch::Sender<Vec<String>>) -> Result<()> {
+        loop {
+            let missing = self.with(|inputs| {
+                metrics.set(inputs);
+                status::waiting_for(inputs)
+            });
+            waiting_for.send_if_modified(|shown| {
+                let changed = *shown != missing;
+                if changed {
+                    if missing.is_empty() {
+                        tracing::info!("ready: in sync with the store, kernel programmed");
+                    } else {
+                        tracing::info!("waiting for {}", missing.join("; "));
+                    }
+                    *shown = missing;
+                }
+                changed
+            });
+            // Cancel-safe: `changed` only looks. A closed channel means that its task is gone, which ends the
+            // process by itself.
+            tokio::select! {
+                change = self.view.changed() => change.context("cluster is gone")?,
+                change = self.facts.changed() => change.context("underlay is gone")?,
+                change = self.underlay.changed() => change.context("underlay is gone")?,
+                change = self.dataplane.changed() => change.context("dataplane is gone")?,
+            }
+        }
+    }
+}
+
+/// Answers one question on the socket.
+async fn answer(question: RoutedRequest, summary: Summary, queries: mpsc::Sender<Query>) -> RoutedReply {
+    match question {
+        RoutedRequest::Status => {
+            let leased = BTreeMap::new();
+            RoutedReply::Status(Box::new(summary.with(|inputs| status::status(inputs, &leased))))
+        }
+        RoutedRequest::BgpPeers => match ask(&queries, Query::Peers).await {
+            Some(peers) => RoutedReply::BgpPeers { peers },
+            None => RoutedReply::Failed { reason: "the BGP task is ending".to_owned() },
+        },
+        RoutedRequest::BgpRoutes => match ask(&queries, Query::Routes).await {
+            Some(routes) => RoutedReply::BgpRoutes { routes },
+            None => RoutedReply::Failed { reason: "the BGP task is ending".to_owned() },
+        },
+    }
+}
+
+async fn ask<T>(queries: &mpsc::Sender<Query>, query: fn(oneshot::Sender<T>) -> Query) -> Option<T> {
+    let (send, receive) = oneshot::channel();
+    queries.send(query(send)).await.ok()?;
+    receive.await.ok()
+}
