@@ -68,16 +68,22 @@ impl GroupKey {
             return false;
         }
         match self.side {
-            Side::Internal { client } => match from {
-                None | Some(Role::External | Role::Client) => true,
-                // RFC 4456 section 6 (1): from a non-client to clients only; RFC 4271 9.2: never else.
-                Some(Role::Mesh | Role::Reflector) => client,
-            },
+            Side::Internal { .. } => self.hears(from),
             Side::External { .. } => {
-                !attributes.has_community(NO_EXPORT)
+                self.hears(from)
+                    && !attributes.has_community(NO_EXPORT)
                     && !attributes.has_community(NO_EXPORT_SUBCONFED)
                     && self.own_next_hop(family).is_some()
             }
+        }
+    }
+
+    /// Whether routes from a neighbour of this role (none: our own) are told to the group at all.
+    pub(crate) fn hears(&self, from: Option<Role>) -> bool {
+        match (self.side, from) {
+            (Side::External { .. }, _) | (_, None | Some(Role::External | Role::Client)) => true,
+            // RFC 4456 section 6 (1): from a non-client to clients only; RFC 4271 9.2: never else.
+            (Side::Internal { client }, Some(Role::Mesh | Role::Reflector)) => client,
         }
     }
 

@@ -154,6 +154,7 @@ impl Slot {
         self.state = next;
         if next != before {
             self.since = cx.now;
+            self.idle_hold = None;
         }
         if next < before && before > State::Active {
             self.note(event, notification.as_ref());

@@ -1,8 +1,11 @@
 //! Our own restart (RFC 4724 section 4.1): learned routes are not selected before the peers that were up have sent
 //! their tables, End-of-RIB is not sent before that, and the R bit says so. Our own routes are announced at once.
 //!
-//! Only peers that were up are waited for, and not those that say that they have restarted too: speakers that restart
-//! together never wait for each other.
+//! Only peers that were up are waited for. Speakers that restart together must not wait for each other in a circle.
+//! RFC 4724 breaks it by not waiting for a peer that has restarted too, which loses routes: selection then begins
+//! before that peer has said anything. Within the AS there is a better way: a neighbour that hears nothing of what we
+//! wait for (a plain peer of a node without clients) gets its End-of-RIB at once, so nodes complete each other, then
+//! reflectors, then their clients. Only external peers that have restarted are not waited for.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -11,14 +14,17 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::Speaker;
-use crate::config::{Restarted, SpeakerConfig};
+use crate::config::{Restarted, Role, SpeakerConfig};
 use crate::event::Action;
+use crate::export::policy::GroupKey;
 use crate::types::{Families, Family};
 
 #[derive(Debug)]
 pub(super) struct Deferral {
     /// Selection_Deferral_Timer.
     pub(super) until: Duration,
+    /// Who is waited for at the beginning.
+    expected: BTreeSet<IpAddr>,
     /// Per family: who has not sent its End-of-RIB.
     waiting: BTreeMap<Family, BTreeSet<IpAddr>>,
 }
@@ -43,23 +49,29 @@ impl Speaker {
                     (family, all.copied().collect::<BTreeSet<IpAddr>>())
                 };
                 let waiting = Family::ALL.into_iter().map(offers).filter(|(_, p)| !p.is_empty()).collect();
-                self.deferral = Some(Deferral { until: self.now + restart.deferral_time, waiting });
+                let until = self.now + restart.deferral_time;
+                self.deferral = Some(Deferral { until, expected: peers, waiting });
             }
             _ => self.actions.push(Action::Synced),
         }
     }
 
-    /// Families whose initial tables are complete.
-    pub(super) fn settled_families(&self) -> Families {
-        let deferred = self.deferral.as_ref().map_or(Families::NONE, Deferral::families);
+    /// Families of which a group's initial table is complete.
+    pub(super) fn settled_families(&self, key: &GroupKey) -> Families {
+        let Some(deferral) = &self.deferral else { return Families::BOTH };
+        let role = |peer: &IpAddr| self.config.neighbours.get(peer).map(|neighbour| neighbour.role);
+        let hears = deferral.expected.iter().filter_map(role).any(|role| key.hears(Some(role)));
+        let deferred = if hears { deferral.families() } else { Families::NONE };
         Family::ALL.into_iter().filter(|family| !deferred.contains(*family)).collect()
     }
 
-    /// A peer that has no graceful restart, that restarted itself, or that has not got a family, is not waited for.
+    /// A peer without graceful restart, an external one that restarted too, and one that has not got a family, are not
+    /// waited for.
     pub(super) fn deferral_session_up(&mut self, address: IpAddr) {
-        let Some(session) = self.peers.get(&address).and_then(|peer| peer.session.as_ref()) else { return };
-        let negotiated = &session.negotiated;
-        let waited_for = if negotiated.graceful_restart.is_none() || negotiated.restarting() {
+        let Some(peer) = self.peers.get(&address) else { return };
+        let Some(negotiated) = peer.session.as_ref().map(|session| &session.negotiated) else { return };
+        let circle = negotiated.restarting() && peer.neighbour.role == Role::External;
+        let waited_for = if negotiated.graceful_restart.is_none() || circle {
             Families::NONE
         } else {
             negotiated.families

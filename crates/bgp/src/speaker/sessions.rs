@@ -51,7 +51,7 @@ impl Speaker {
     fn join(&mut self, address: IpAddr, key: GroupKey, families: Families) {
         self.select();
         self.append_pending();
-        let settled = self.settled_families();
+        let settled = self.settled_families(&key);
         self.group(key).join(address, families, settled);
         self.pull(address);
     }

@@ -1,0 +1,320 @@
+//! Many speakers under virtual time: sessions form, tables agree, nothing is lost in a graceful restart, stale routes
+//! are swept. Seeds are in the failure message's test name and loop variable; each run repeats exactly.
+
+mod sim;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use podway_bgp::config::{Claims, ConnectMode, Import, Restarted, Role};
+use podway_bgp::{AfterStop, Event};
+use sim::{Net, block, config, mesh, neighbour, reflected, v4};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+fn both(_: usize, _: usize) -> ConnectMode {
+    ConnectMode::Both
+}
+
+/// One side connects, as `routed` has it.
+fn one_sided(i: usize, j: usize) -> ConnectMode {
+    if i < j { ConnectMode::Both } else { ConnectMode::Passive }
+}
+
+#[test]
+fn meshes_of_all_sizes_converge() {
+    for (nodes, seed) in [(2, 1), (3, 2), (5, 3), (10, 4), (30, 5)] {
+        for mode in [both, one_sided] {
+            let mut net = Net::new(mesh(nodes, 3, mode), seed);
+            let took = net.until(&format!("mesh of {nodes}, seed {seed}"), MINUTE, Net::converged);
+            assert!(took < Duration::from_secs(15), "mesh of {nodes}: {took:?}");
+        }
+    }
+}
+
+#[test]
+fn one_reflector_or_three_serve_everybody() {
+    for (nodes, reflectors, seed) in [(2, 1, 1), (4, 1, 2), (12, 1, 3), (30, 1, 4), (12, 3, 5), (30, 3, 6)] {
+        let mut net = Net::new(reflected(nodes, reflectors, 3), seed);
+        net.until(&format!("{nodes} nodes, {reflectors} reflectors"), MINUTE, Net::converged);
+        // Quiet: what agrees stays as it is (no loop keeps updates going).
+        net.run(Duration::from_secs(1));
+        let before = net.messages;
+        net.run(Duration::from_secs(30));
+        let keepalives = 30 * nodes * reflectors * 2;
+        assert!(net.messages - before <= keepalives, "{} messages in 30 s of rest", net.messages - before);
+        assert!(net.converged());
+    }
+}
+
+#[test]
+fn lost_connections_heal() {
+    for seed in 0..12 {
+        let configs = if seed % 2 == 0 { mesh(6, 2, both) } else { reflected(8, 2, 2) };
+        let mut net = Net::new(configs, 100 + seed);
+        for _ in 0..20 {
+            net.run(Duration::from_millis(300));
+            net.reset_one();
+        }
+        net.until(&format!("seed {seed}"), 2 * MINUTE, Net::converged);
+    }
+}
+
+#[test]
+fn a_cut_ends_sessions_by_the_hold_timer_and_heals() {
+    for seed in 0..4 {
+        let mut net = Net::new(mesh(4, 2, both), 200 + seed);
+        net.until("up", MINUTE, Net::converged);
+        net.cut.insert((0, 1));
+        // Hold time 9 s: the routes go although both do graceful restart.
+        let took = net.until("routes of a silent peer go", Duration::from_secs(10), |net| {
+            !net.nodes[0].kernel.contains_key(&block(1, 0)) && !net.nodes[1].kernel.contains_key(&block(0, 0))
+        });
+        assert!(took > Duration::from_secs(5), "only silence ends it: {took:?}");
+        assert!(net.reaches(0, 2) && net.reaches(1, 3), "others are not touched");
+        net.cut.clear();
+        net.until("healed", MINUTE, Net::converged);
+    }
+}
+
+/// Nobody's kernel loses a route of anybody while a daemon is killed and comes back.
+fn restart_without_loss(mut net: Net, victims: &[usize], orderly: bool, pause: Duration) {
+    let nodes = net.nodes.len();
+    net.until("up", MINUTE, Net::converged);
+    let complete = |net: &Net| {
+        for (i, j) in (0..nodes).flat_map(|i| (0..nodes).map(move |j| (i, j))).filter(|(i, j)| i != j) {
+            assert!(net.reaches(i, j), "n{i} lost n{j}'s routes\n{}", net.report());
+        }
+    };
+    complete(&net);
+    let lives: Vec<(usize, Restarted)> = victims
+        .iter()
+        .map(|i| (*i, if orderly { net.stop(*i, AfterStop::Keep) } else { net.kill(*i) }))
+        .collect();
+    net.run_while(pause, complete);
+    for (i, restarted) in lives {
+        net.start(i, Some(restarted));
+    }
+    net.until_while("back", MINUTE, Net::converged, complete);
+    net.run(Duration::from_secs(5));
+    complete(&net);
+    // Nothing is stale any more, and it stays so when all timers have run out.
+    net.run_while(5 * MINUTE, complete);
+}
+
+#[test]
+fn a_killed_daemon_loses_no_route() {
+    for seed in 0..4 {
+        restart_without_loss(Net::new(mesh(5, 2, both), seed), &[2], false, Duration::from_millis(500));
+        restart_without_loss(Net::new(mesh(5, 2, one_sided), seed), &[0], false, Duration::from_secs(3));
+        restart_without_loss(Net::new(mesh(5, 2, one_sided), seed), &[4], false, Duration::from_secs(20));
+    }
+}
+
+#[test]
+fn a_stopped_daemon_loses_no_route() {
+    restart_without_loss(Net::new(mesh(4, 2, both), 1), &[1], true, Duration::from_secs(2));
+    restart_without_loss(Net::new(reflected(6, 1, 2), 1), &[0], true, Duration::from_secs(2));
+}
+
+#[test]
+fn a_killed_reflector_or_client_loses_no_route() {
+    for seed in 0..4 {
+        restart_without_loss(Net::new(reflected(8, 1, 2), seed), &[0], false, Duration::from_secs(1));
+        restart_without_loss(Net::new(reflected(8, 1, 2), seed), &[5], false, Duration::from_secs(1));
+        restart_without_loss(Net::new(reflected(8, 2, 2), seed), &[0], false, Duration::from_secs(4));
+    }
+}
+
+#[test]
+fn daemons_restarted_together_do_not_wait_for_each_other() {
+    let all: Vec<usize> = (0..5).collect();
+    restart_without_loss(Net::new(mesh(5, 2, both), 9), &all, false, Duration::from_secs(1));
+    let mut net = Net::new(mesh(5, 2, one_sided), 10);
+    net.until("up", MINUTE, Net::converged);
+    let lives: Vec<Restarted> = all.iter().map(|i| net.kill(*i)).collect();
+    for (i, restarted) in lives.into_iter().enumerate() {
+        net.start(i, Some(restarted));
+    }
+    let took = net.until("all back", MINUTE, Net::converged);
+    assert!(took < Duration::from_secs(10), "the deferral time is 30 s, it took {took:?}");
+}
+
+#[test]
+fn a_second_kill_within_the_restart_loses_no_route() {
+    let mut net = Net::new(mesh(4, 2, both), 3);
+    net.until("up", MINUTE, Net::converged);
+    let complete = |net: &Net| assert!((0..3).all(|i| net.reaches(i, 3)), "{}", net.report());
+    let restarted = net.kill(3);
+    net.run(Duration::from_secs(1));
+    net.start(3, Some(restarted.clone()));
+    // Killed again as soon as one session is up, before its table is through.
+    net.until_while("a session", MINUTE, |net| net.is_established(0, 3), complete);
+    let _ = net.kill(3);
+    net.run(Duration::from_secs(1));
+    complete(&net);
+    net.start(3, Some(restarted));
+    net.until_while("back", MINUTE, Net::converged, complete);
+}
+
+#[test]
+fn a_dead_node_is_forgotten_when_the_restart_time_is_over() {
+    let mut net = Net::new(mesh(3, 2, both), 4);
+    net.until("up", MINUTE, Net::converged);
+    drop(net.kill(2));
+    net.run(Duration::from_secs(55));
+    assert!(net.reaches(0, 2), "kept for 60 s");
+    net.run(Duration::from_secs(6));
+    assert!(!net.nodes[0].kernel.contains_key(&block(2, 0)) && net.converged(), "{}", net.report());
+}
+
+#[test]
+fn what_changed_during_a_restart_is_swept() {
+    let mut net = Net::new(mesh(4, 3, both), 5);
+    net.until("up", MINUTE, Net::converged);
+    let restarted = net.kill(1);
+    // While node 1 is away, it loses a block, and node 2 loses one that node 1's kernel still has.
+    let mut config = config(1, 2);
+    config.neighbours = net.nodes[1].config.neighbours.clone();
+    net.nodes[1].config = Arc::new(config);
+    let mut config = config(2, 1);
+    config.neighbours = net.nodes[2].config.neighbours.clone();
+    net.configure(2, config);
+    net.run(Duration::from_secs(1));
+    assert!(net.nodes[0].kernel.contains_key(&block(1, 2)), "stale");
+    assert!(net.nodes[1].kernel.contains_key(&block(2, 2)), "still in the kernel of the daemon that is down");
+    net.start(1, Some(restarted));
+    let took = net.until("swept on both sides", MINUTE, Net::converged);
+    assert!(took < Duration::from_secs(10), "by End-of-RIB, not by a timer: {took:?}");
+}
+
+#[test]
+fn a_rebooted_node_keeps_nobodys_stale_routes() {
+    // Power loss: the others notice by hold timer or by the new connection; forwarding state is gone, F says so.
+    let mut net = Net::new(mesh(3, 2, both), 6);
+    net.until("up", MINUTE, Net::converged);
+    net.vanish(2);
+    net.run(Duration::from_secs(1));
+    net.start(2, None);
+    net.until("back", MINUTE, Net::converged);
+}
+
+#[test]
+fn crashes_cuts_and_resets_in_any_order_end_in_agreement() {
+    for seed in 0..16 {
+        let configs = match seed % 3 {
+            0 => mesh(5, 2, both),
+            1 => mesh(5, 2, one_sided),
+            _ => reflected(7, 2, 2),
+        };
+        let nodes = configs.len();
+        let mut net = Net::new(configs, 1000 + seed);
+        for _ in 0..12 {
+            let (kind, i, j) =
+                (net.random() % 5, net.random() as usize % nodes, net.random() as usize % nodes);
+            match kind {
+                0 => {
+                    let restarted = net.kill(i);
+                    net.run(Duration::from_millis(700));
+                    net.start(i, Some(restarted));
+                }
+                1 => {
+                    net.vanish(i);
+                    net.run(Duration::from_millis(1500));
+                    net.start(i, None);
+                }
+                2 if i != j => {
+                    net.cut.insert((i.min(j), i.max(j)));
+                    net.run(Duration::from_secs(4));
+                    net.cut.clear();
+                }
+                3 => {
+                    let restarted = net.stop(i, AfterStop::Drop);
+                    net.run(Duration::from_millis(300));
+                    net.start(i, Some(restarted));
+                }
+                _ => net.reset_one(),
+            }
+            net.run(Duration::from_millis(net.nodes.len() as u64 * 50));
+        }
+        net.until(&format!("seed {seed}"), 10 * MINUTE, Net::converged);
+    }
+}
+
+#[test]
+fn a_node_is_added_and_removed_without_touching_other_sessions() {
+    let mut net = Net::new(mesh(4, 2, both), 7);
+    net.until("up", MINUTE, Net::converged);
+    let logged: Vec<usize> = net.nodes.iter().map(|node| node.log.len()).collect();
+    // Node 3 leaves everybody's configuration.
+    for i in 0..3 {
+        let mut config = (*net.nodes[i].config).clone();
+        config.neighbours.remove(&v4(3));
+        net.configure(i, config);
+    }
+    let gone = |net: &Net| (0..3).all(|i| !net.nodes[i].kernel.contains_key(&block(3, 0)));
+    net.until("its routes go", Duration::from_secs(1), gone);
+    net.run(Duration::from_secs(20));
+    for i in 0..3 {
+        assert_eq!(net.nodes[i].log.len(), logged[i] + 1, "one session ended\n{}", net.report());
+    }
+    let before: Vec<usize> = net.nodes.iter().map(|node| node.log.len()).collect();
+    for i in 0..3 {
+        let mut config = (*net.nodes[i].config).clone();
+        config.neighbours.insert(v4(3), neighbour(3, Role::Mesh, ConnectMode::Both));
+        config.originated.insert(block(i, 9), v4(i));
+        net.configure(i, config);
+    }
+    net.until("it is back", MINUTE, Net::converged);
+    for i in 0..3 {
+        assert_eq!(net.nodes[i].log.len(), before[i] + 1, "one session came\n{}", net.report());
+    }
+}
+
+#[test]
+fn a_route_waits_for_its_claim_and_goes_with_it() {
+    let mut configs = mesh(2, 1, both);
+    for config in &mut configs {
+        config.neighbours.values_mut().for_each(|neighbour| neighbour.import = Import::Claimed);
+    }
+    let mut net = Net::new(configs, 8);
+    net.run(Duration::from_secs(5));
+    assert!(net.is_established(0, 1) && net.nodes[0].kernel.is_empty(), "no claim, no route");
+    let claim = |hop: usize| Claims::from([(block(1, 0), [v4(hop)].into())]);
+    net.step(0, Event::Claimed(Arc::new(claim(1))));
+    assert_eq!(net.nodes[0].kernel.get(&block(1, 0)), Some(&vec![v4(1)]), "used as soon as it is claimed");
+    assert_eq!(net.nodes[0].kernel.len(), 1, "and nothing else");
+    net.step(0, Event::Claimed(Arc::new(claim(0))));
+    assert!(net.nodes[0].kernel.is_empty(), "another node's claim");
+}
+
+#[test]
+fn a_switch_from_mesh_to_reflectors_and_back_follows_the_configuration() {
+    let nodes = 6;
+    let mut net = Net::new(mesh(nodes, 2, both), 11);
+    net.until("mesh", MINUTE, Net::converged);
+    for (i, config) in reflected(nodes, 1, 2).into_iter().enumerate() {
+        net.configure(i, config);
+    }
+    net.until("reflector", MINUTE, Net::converged);
+    assert!((1..nodes).all(|i| net.is_established(0, i)) && !net.is_established(1, 2));
+    for (i, config) in mesh(nodes, 2, both).into_iter().enumerate() {
+        net.configure(i, config);
+    }
+    net.until("mesh again", MINUTE, Net::converged);
+}
+
+#[test]
+fn clients_talk_through_the_reflector_with_their_own_next_hops() {
+    let mut configs = reflected(3, 1, 1);
+    configs[0].cluster_id = Some("1.2.3.4".parse().unwrap());
+    let mut net = Net::new(configs, 12);
+    net.until("up", MINUTE, Net::converged);
+    let routes = net.nodes[1].speaker.as_ref().unwrap().routes();
+    let reflected = routes.iter().find(|route| route.prefix == block(2, 0)).unwrap();
+    assert_eq!((reflected.next_hop, reflected.from), (v4(2), Some(v4(0))));
+    assert_eq!(reflected.originator_id.map(std::net::IpAddr::V4), Some(v4(2)));
+    let direct = routes.iter().find(|route| route.prefix == block(0, 0)).unwrap();
+    assert_eq!(direct.originator_id, None);
+    assert!(config(0, 0).mistakes().is_empty());
+}
