@@ -79,12 +79,22 @@ impl Rule {
 
     /// `FIELD . FIELD @SET`.
     pub fn in_set(self, key: impl Into<Vec<Field>>, set: Name) -> Self {
-        self.with(Expr::Lookup { key: key.into(), op: CmpOp::Eq, set })
+        self.with(Expr::Lookup { key: key.into(), op: CmpOp::Eq, set, interval: false })
     }
 
     /// `FIELD . FIELD != @SET`.
     pub fn not_in_set(self, key: impl Into<Vec<Field>>, set: Name) -> Self {
-        self.with(Expr::Lookup { key: key.into(), op: CmpOp::Ne, set })
+        self.with(Expr::Lookup { key: key.into(), op: CmpOp::Ne, set, interval: false })
+    }
+
+    /// `FIELD . FIELD @SET`, for a set with `flags interval`.
+    pub fn in_interval_set(self, key: impl Into<Vec<Field>>, set: Name) -> Self {
+        self.with(Expr::Lookup { key: key.into(), op: CmpOp::Eq, set, interval: true })
+    }
+
+    /// `FIELD . FIELD != @SET`, for a set with `flags interval`.
+    pub fn not_in_interval_set(self, key: impl Into<Vec<Field>>, set: Name) -> Self {
+        self.with(Expr::Lookup { key: key.into(), op: CmpOp::Ne, set, interval: true })
     }
 
     /// `FIELD . FIELD vmap @MAP`.
@@ -162,12 +172,14 @@ impl Rule {
 impl Span {
     /// A range of keys, both ends included.
     pub fn range(from: impl Into<Value>, to: impl Into<Value>) -> Self {
-        Self { from: from.into(), to: Some(to.into()) }
+        let from = from.into();
+        let to = Some(to.into()).filter(|to| *to != from);
+        Self { from, to }
     }
 
     /// All addresses of a prefix, for sets of shape [`crate::SetShape::Interval`].
     pub fn net(net: IpNet) -> Self {
-        Self { from: net.network().into(), to: Some(net.broadcast().into()) }
+        Self::range(net.network(), net.broadcast())
     }
 }
 

@@ -268,6 +268,9 @@ pub enum Expr {
         op: CmpOp,
         /// The set (or a map, used as one).
         set: Name,
+        /// Whether the set has `flags interval`: such sets compare host-order parts in network order, so the
+        /// rule must turn them round.
+        interval: bool,
     },
     /// `FIELD . FIELD vmap @MAP`; no element: the rule goes on.
     VerdictMap {

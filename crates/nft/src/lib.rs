@@ -8,6 +8,7 @@
 //! in `tables`, those of NetworkPolicy in `podway_policy`.
 
 mod build;
+pub mod encode;
 mod expr;
 mod kernel;
 mod name;

@@ -4,7 +4,9 @@ use std::fmt;
 
 use crate::expr::Verdict;
 use crate::name::Name;
-use crate::object::{BaseChain, Chain, Datum, Element, Rule, Set, SetShape, TableFlags, TableId, TableState};
+use crate::object::{
+    BaseChain, Chain, Datum, Element, KeyType, Rule, Set, SetShape, TableFlags, TableId, TableState,
+};
 
 /// What names a set, and how its elements are encoded.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -13,6 +15,8 @@ pub struct SetId {
     pub table: TableId,
     /// Its name.
     pub name: Name,
+    /// Type of its key.
+    pub key: KeyType,
     /// How it stores elements.
     pub shape: SetShape,
 }
@@ -20,7 +24,7 @@ pub struct SetId {
 impl SetId {
     /// The id of a set of that table.
     pub fn of(table: &TableId, set: &Set) -> Self {
-        Self { table: table.clone(), name: set.name.clone(), shape: set.shape() }
+        Self { table: table.clone(), name: set.name.clone(), key: set.key.clone(), shape: set.shape() }
     }
 }
 
