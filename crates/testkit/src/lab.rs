@@ -20,6 +20,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use podway_model::names;
 
 pub use node::{Node, PodwayctlOutput};
 pub use programs::{Programs, find_tool};
@@ -192,11 +193,37 @@ impl Lab {
         Ok(())
     }
 
+    /// A node's sudden death: its cable is pulled first, so that nobody hears a goodbye, then all its programs
+    /// are killed.
+    pub fn kill_node(&mut self, index: usize) -> Result<()> {
+        let node = self.nodes.get_mut(index).with_context(|| format!("no node number {index}"))?;
+        self.underlay.set_cable(node.name(), false)?;
+        node.routed = None;
+        node.policy_agent = None;
+        Ok(())
+    }
+
+    /// Boots a node that was killed: an empty kernel, a new boot id, `/run` empty; `/var/lib/podway` is as it was.
+    /// The daemons are not started yet.
+    pub fn boot_node(&mut self, index: usize) -> Result<()> {
+        let old = self.nodes.get(index).with_context(|| format!("no node number {index}"))?;
+        let persistent = old.read_folder(names::STATE_DIR)?;
+        self.underlay.leave(old.name())?;
+        let node = self.new_node(index)?;
+        for (name, text) in persistent {
+            node.write_file(&format!("{}/{name}", names::STATE_DIR), &text)?;
+        }
+        self.nodes[index] = node;
+        Ok(())
+    }
+
     fn new_node(&self, index: usize) -> Result<Node> {
         let name = format!("n{}", index + 1);
         let place = Place::new(&name)?;
         let (v4, v6) = self.underlay.join(&place, index)?;
         mounts::make_private(&place, mounts::PRIVATE)?;
+        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/uuid").context("make a boot id")?;
+        mounts::cover_file(&place, names::BOOT_ID_FILE, &boot_id)?;
         let store = match self.options.store {
             StoreKind::Etcd => format!(
                 "store:\n  etcd:\n    endpoints: [\"{}\"]\n    leaseSeconds: {LEASE_SECONDS}\n",

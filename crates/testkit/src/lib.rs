@@ -10,6 +10,8 @@
 //! | [`pod`] | network namespaces of pods, wired by the real plugin, with echo servers inside |
 //! | [`probe`] | ICMP, TCP and UDP connections from inside a namespace, many at once |
 //! | [`flow`] | a steady UDP flow with sequence numbers: what is lost, and for how long |
+//! | [`cluster`] | a lab with pods, and the objects that describe them |
+//! | [`matrix`] | who reaches whom: the oracle's answer beside what probes see |
 //! | [`objects`] | Kubernetes objects and Podway documents as text for `podwayctl apply` |
 //! | [`wait`] | waits for a condition, never for a time |
 //! | [`table`] | tables for people |
@@ -21,10 +23,12 @@
 //!
 //! Needs root. A test asks [`root_or_skip`] first.
 
+pub mod cluster;
 pub mod cni;
 pub mod echo;
 pub mod flow;
 pub mod lab;
+pub mod matrix;
 pub mod mounts;
 pub mod objects;
 pub mod place;

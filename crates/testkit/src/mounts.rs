@@ -58,6 +58,20 @@ fn make_private_here(paths: &[&str]) -> Result<()> {
     mount(NOTHING, "/", NOTHING, MsFlags::MS_REC | MsFlags::MS_SHARED, NOTHING).context("share mounts inside")
 }
 
+/// Puts a file with this text over `path`, for one place alone: also over files of `/proc`.
+pub fn cover_file(place: &Place, path: &str, text: &str) -> Result<()> {
+    let cover = || -> Result<()> {
+        mount(Some("tmpfs"), STAGING, Some("tmpfs"), MsFlags::empty(), Some("mode=0755"))
+            .context("mount a tmpfs")?;
+        let file = staged("files", Path::new(path));
+        std::fs::create_dir_all(file.parent().context("a staged file lies in a folder")?)?;
+        std::fs::write(&file, text)?;
+        mount(Some(&file), path, NOTHING, MsFlags::MS_BIND, NOTHING).context("bind")?;
+        umount2(STAGING, MntFlags::MNT_DETACH).context("hide the tmpfs")
+    };
+    place.enter(cover)?.with_context(|| format!("{}: cover {path}", place.name()))
+}
+
 /// Makes a missing path by an overlay over the nearest existing folder above it.
 fn overlay_nearest(path: &Path) -> Result<()> {
     let base = path.ancestors().skip(1).find(|p| p.is_dir()).context("/ is a directory")?;

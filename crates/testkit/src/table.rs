@@ -19,6 +19,15 @@ impl Table {
     pub fn row<S: Into<String>>(&mut self, cells: impl IntoIterator<Item = S>) {
         self.rows.push(cells.into_iter().map(Into::into).collect());
     }
+
+    /// The same as JSON: an object for each row, keyed by the heading.
+    pub fn to_json(&self) -> serde_json::Value {
+        let object = |row: &Vec<String>| -> serde_json::Value {
+            let pairs = self.heading.iter().zip(row).map(|(key, cell)| (key.clone(), cell.clone().into()));
+            serde_json::Value::Object(pairs.collect())
+        };
+        self.rows.iter().map(object).collect()
+    }
 }
 
 impl fmt::Display for Table {

@@ -7,16 +7,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use podway_model::names;
+use podway_model::socket::{BgpPeerStatus, PolicyStatus, RoutedStatus};
 use serde_json::Value;
 
 use super::{Addresses, Programs};
-use crate::cni::{self, Runtime};
+use crate::cni::Runtime;
 use crate::place::Place;
 use crate::process::{Process, tail};
 use crate::wait::wait_until_ok;
-
-/// The shipped network configuration.
-const CONFLIST: &str = include_str!("../../../../deploy/10-podway.conflist");
 
 /// A node of the lab.
 #[derive(Debug)]
@@ -59,11 +57,8 @@ impl Node {
         let node =
             Self { place, addresses: Addresses { v4, v6 }, routed: None, policy_agent: None, programs, logs };
         node.write_file(names::CONFIG_FILE, &config)?;
-        node.write_file(&format!("{}/10-podway.conflist", cni::CONF_DIR), CONFLIST)?;
-        let plugin = node.programs.podway.clone();
-        node.place
-            .enter(|| std::fs::copy(&plugin, format!("{}/{}", cni::BIN_DIR, names::PLUGIN)))?
-            .context("install the plugin")?;
+        // Plugin and conflist, as an operator installs them.
+        node.podwayctl_ok(&["node", "install"], "")?;
         Ok(node)
     }
 
@@ -85,6 +80,22 @@ impl Node {
     /// Reads a file as the node sees it.
     pub fn read_file(&self, path: &str) -> Result<String> {
         self.place.enter(|| std::fs::read_to_string(path))?.with_context(|| format!("read {path}"))
+    }
+
+    /// The plain files of a folder, by name.
+    pub fn read_folder(&self, path: &str) -> Result<Vec<(String, String)>> {
+        let read = || -> std::io::Result<Vec<(String, String)>> {
+            let mut files = vec![];
+            for entry in std::fs::read_dir(path)? {
+                let entry = entry?;
+                if entry.file_type()?.is_file() {
+                    let name = entry.file_name().to_string_lossy().into_owned();
+                    files.push((name, std::fs::read_to_string(entry.path())?));
+                }
+            }
+            Ok(files)
+        };
+        self.place.enter(read)?.with_context(|| format!("read folder {path}"))
     }
 
     /// Whether a path exists as the node sees it.
@@ -132,13 +143,12 @@ impl Node {
     /// Waits until both daemons run and say that they are ready.
     pub fn wait_ready(&mut self, patience: Duration) -> Result<()> {
         let waited = wait_until_ok(&format!("{} is ready", self.name()), patience, || {
-            let status = self.status()?;
-            let routed = &status["routed"];
-            if routed["ready"] != true {
-                bail!("routed waits for {}", routed["waitingFor"]);
+            let (routed, policy) = self.status()?;
+            if !routed.ready {
+                bail!("routed waits for {}", routed.waiting_for.join(", "));
             }
-            if status["policy"]["ready"] != true {
-                bail!("policy-agent: {}", status["policy"]);
+            if !policy.ready {
+                bail!("policy-agent is not ready: {}", policy.store);
             }
             Ok(())
         });
@@ -151,13 +161,26 @@ impl Node {
         })
     }
 
-    /// `podwayctl status -o json`.
-    pub fn status(&self) -> Result<Value> {
-        let output = self.podwayctl(&["status", "-o", "json"], "")?;
-        if output.code != Some(0) {
+    /// What both daemons answer to `podwayctl status --node -o json`.
+    pub fn status(&self) -> Result<(RoutedStatus, PolicyStatus)> {
+        let output = self.podwayctl(&["status", "--node", "-o", "json"], "")?;
+        // Exit code 4 says that the node is not ready; the status itself says why.
+        if !matches!(output.code, Some(0 | 4)) || output.stdout.trim().is_empty() {
             bail!("podwayctl status: {}", output.stderr.trim());
         }
-        serde_json::from_str(&output.stdout).context("output of podwayctl status -o json")
+        let status: Value =
+            serde_json::from_str(&output.stdout).context("output of podwayctl status -o json")?;
+        let answer = |daemon: &str| {
+            let asked = &status["node"][daemon];
+            asked.get("answer").cloned().with_context(|| format!("{daemon} does not answer: {asked}"))
+        };
+        Ok((serde_json::from_value(answer("routed")?)?, serde_json::from_value(answer("policyAgent")?)?))
+    }
+
+    /// What `podwayctl bgp peers -o json` lists.
+    pub fn bgp_peers(&self) -> Result<Vec<BgpPeerStatus>> {
+        let text = self.podwayctl_ok(&["bgp", "peers", "-o", "json"], "")?;
+        serde_json::from_str(&text).context("output of podwayctl bgp peers -o json")
     }
 
     /// `podwayctl apply -f -` with these documents.

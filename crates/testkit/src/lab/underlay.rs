@@ -71,6 +71,11 @@ impl Underlay {
         self.place.ip(&format!("link set {} {state}\n", Self::port(node)))
     }
 
+    /// Disconnects a node for good.
+    pub fn leave(&self, node: &str) -> Result<()> {
+        self.place.ip(&format!("link del {}\n", Self::port(node)))
+    }
+
     fn port(node: &str) -> String {
         format!("to-{node}")
     }
