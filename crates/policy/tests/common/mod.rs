@@ -1,9 +1,10 @@
 //! A small cluster to judge flows in: two nodes, three namespaces, both families.
 
-#![allow(dead_code, reason = "each test binary uses its part")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
 pub mod cases;
 pub mod random;
+pub mod tables;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
