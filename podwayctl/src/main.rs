@@ -1,3 +1,76 @@
 //! What the operator types.
+//!
+//! | command | uses | module |
+//! |---|---|---|
+//! | `apply`, `get`, `delete` | the cluster store | [`apply`], [`get`], [`delete`] |
+//! | `status` | this node's daemons and the store | [`status`] |
+//! | `bgp peers`, `bgp routes` | this node's `routed` | [`bgp`] |
+//! | `node list`, `node release` | the store | [`node`] |
+//! | `node install` | this node's files | [`install`] |
+//!
+//! A command returns what to print and how it went; nothing here ends the process but [`main`]. There is no
+//! state: every call reads what it needs and decides from that.
 
-fn main() {}
+mod apply;
+mod args;
+mod bgp;
+mod cluster;
+mod delete;
+mod get;
+mod install;
+mod node;
+mod objects;
+mod outcome;
+mod output;
+mod status;
+mod table;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::Parser;
+use podway_model::mistakes::EXIT_BAD_INPUT;
+
+use args::{Args, BgpCommand, Command, NodeCommand};
+use outcome::Failure;
+use output::Output;
+
+fn main() -> ExitCode {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(EXIT_BAD_INPUT) } else { ExitCode::SUCCESS };
+        }
+    };
+    let result = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Failure::from)
+        .and_then(|runtime| runtime.block_on(run(&args)));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever read our output has seen enough (`podwayctl get pods | head`).
+        Err(Failure::Io(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(failure) => {
+            let _ = writeln!(io::stderr(), "{failure}");
+            ExitCode::from(failure.code())
+        }
+    }
+}
+
+async fn run(args: &Args) -> Result<(), Failure> {
+    let output = Output::new(args.output);
+    match &args.command {
+        Command::Apply(command) => apply::run(&args.store, command, &output).await,
+        Command::Get(command) => get::run(&args.store, command, &output).await,
+        Command::Delete(command) => delete::run(&args.store, command, &output).await,
+        Command::Status(command) => status::run(&args.store, command, &output).await,
+        Command::Bgp(BgpCommand::Peers(command)) => bgp::peers(command, &output),
+        Command::Bgp(BgpCommand::Routes(command)) => bgp::routes(command, &output),
+        Command::Node(NodeCommand::List) => node::list(&args.store, &output).await,
+        Command::Node(NodeCommand::Release(command)) => node::release(&args.store, command, &output).await,
+        Command::Node(NodeCommand::Install(command)) => install::run(command, &output),
+        Command::Version => output.version(),
+    }
+}

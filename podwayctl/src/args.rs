@@ -1,0 +1,252 @@
+//! What can be typed, and the help texts.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use podway_model::names::{CONFIG_FILE, ETCD_PREFIX, POLICY_SOCKET, ROUTED_SOCKET};
+
+/// Heading of what every command takes.
+const COMMON: &str = "Common options";
+const EXIT_CODES: &str = "\
+Exit codes:
+   0  done
+   1  failed: the message says what, and what to do
+   3  not found
+   4  this node is not ready
+  64  bad input: every mistake is listed, nothing was changed";
+
+/// Look at and change a Podway network.
+#[derive(Debug, Parser)]
+#[command(name = "podwayctl", version, after_help = EXIT_CODES, max_term_width = 100)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+
+    /// Form of the output: a table for people, json and yaml for programs
+    #[arg(short, long, value_enum, default_value_t, global = true, help_heading = COMMON)]
+    pub(crate) output: Format,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Form of the output.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    #[default]
+    Table,
+    Json,
+    Yaml,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct StoreArgs {
+    /// Configuration file that says where the cluster store is (its `store:` section)
+    #[arg(long, value_name = "FILE", default_value = CONFIG_FILE, global = true, help_heading = COMMON)]
+    pub(crate) config: PathBuf,
+
+    /// Use this etcd instead of what the configuration file says; may be given several times
+    #[arg(long, value_name = "URL", global = true, help_heading = COMMON)]
+    pub(crate) etcd: Vec<String>,
+
+    /// Prefix of Podway's keys in etcd, with --etcd
+    #[arg(long, value_name = "PREFIX", default_value = ETCD_PREFIX, requires = "etcd", global = true, help_heading = COMMON)]
+    pub(crate) etcd_prefix: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Create or change objects from YAML or JSON files
+    ///
+    /// Everything is checked before anything is written: a mistake anywhere means that nothing changes.
+    /// Kinds: ClusterConfig, Pool, BGPPeer, Reflector (apiVersion podway.io/v1), and Kubernetes' Namespace, Pod
+    /// and NetworkPolicy for clusters without an API server.
+    Apply(ApplyArgs),
+    /// Show objects
+    Get(GetArgs),
+    /// Remove objects, by kind and name or as listed in files
+    ///
+    /// A pool from which nodes hold blocks is not removed: disable it, and release those nodes first.
+    Delete(DeleteArgs),
+    /// How this node and the cluster are doing
+    ///
+    /// Asks this node's routed and policy-agent, and reads the cluster store. Exits with 4 if this node is not
+    /// ready.
+    Status(StatusArgs),
+    /// BGP sessions and routes of this node
+    #[command(subcommand)]
+    Bgp(BgpCommand),
+    /// The cluster's nodes
+    #[command(subcommand)]
+    Node(NodeCommand),
+    /// Version of this program
+    Version,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ApplyArgs {
+    /// File, folder (its .yaml, .yml and .json files), or - for standard input; may be given several times
+    #[arg(short, long, value_name = "FILE", required = true)]
+    pub(crate) filename: Vec<PathBuf>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct GetArgs {
+    /// What to show: clusterconfig, pools, bgppeers, reflectors, namespaces, pods, networkpolicies
+    #[arg(value_parser = crate::objects::parse_kind)]
+    pub(crate) kind: podway_model::document::Kind,
+
+    /// Only the object of this name
+    pub(crate) name: Option<String>,
+
+    /// Only objects of this namespace [default: all namespaces; with NAME: default]
+    #[arg(short, long)]
+    pub(crate) namespace: Option<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct DeleteArgs {
+    /// Kind of the object
+    #[arg(value_parser = crate::objects::parse_kind, requires = "name", required_unless_present = "filename")]
+    pub(crate) kind: Option<podway_model::document::Kind>,
+
+    /// Name of the object
+    pub(crate) name: Option<String>,
+
+    /// Namespace of the object
+    #[arg(short, long, default_value = "default", conflicts_with = "filename")]
+    pub(crate) namespace: String,
+
+    /// Remove what these files list; - for standard input
+    #[arg(short, long, value_name = "FILE", conflicts_with = "kind")]
+    pub(crate) filename: Vec<PathBuf>,
+
+    /// An object that is gone already is no failure
+    #[arg(long)]
+    pub(crate) ignore_not_found: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct StatusArgs {
+    /// Only this node; the cluster store is not read
+    #[arg(long, conflicts_with = "all")]
+    pub(crate) node: bool,
+
+    /// List every node of the cluster, not only those with a problem
+    #[arg(long)]
+    pub(crate) all: bool,
+
+    #[command(flatten)]
+    pub(crate) sockets: SocketArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct SocketArgs {
+    /// Socket of routed
+    #[arg(long, value_name = "PATH", default_value = ROUTED_SOCKET, hide = true)]
+    pub(crate) routed_socket: PathBuf,
+
+    /// Socket of policy-agent
+    #[arg(long, value_name = "PATH", default_value = POLICY_SOCKET, hide = true)]
+    pub(crate) policy_socket: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BgpCommand {
+    /// BGP sessions of this node
+    Peers(SocketArgs),
+    /// BGP routes that this node knows, best paths marked with *
+    Routes(SocketArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NodeCommand {
+    /// All nodes: whether they are alive, their addresses and blocks
+    List,
+    /// Take the address blocks from a node that is gone for good
+    ///
+    /// The other nodes drop its routes within a second. Its blocks stay unused for 24 hours, in case a pod is
+    /// still alive somewhere.
+    Release(ReleaseArgs),
+    /// Install the CNI plugin on this node
+    ///
+    /// Copies the plugin to where container runtimes look for it, then writes the network configuration. Each
+    /// file is replaced in one step, the configuration last. What is there already and equal is left alone.
+    Install(InstallArgs),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ReleaseArgs {
+    /// Name of the node
+    pub(crate) node: String,
+
+    /// Other nodes may use its blocks at once: only if surely no pod of it is alive
+    #[arg(long)]
+    pub(crate) now: bool,
+
+    /// Even if the node is alive; its running pods lose their network
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct InstallArgs {
+    /// The plugin [default: podway, beside this program]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) plugin: Option<PathBuf>,
+
+    /// Folder for the plugin
+    #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
+    pub(crate) bin_dir: PathBuf,
+
+    /// Folder for the network configuration
+    #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
+    pub(crate) conf_dir: PathBuf,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// Every help text, one after the other.
+    fn helps(command: &mut clap::Command, path: &str, text: &mut String) {
+        *text += &format!("$ {path} --help\n{}\n", command.render_long_help());
+        for sub in command.get_subcommands_mut().filter(|sub| sub.get_name() != "help") {
+            let path = format!("{path} {}", sub.get_name());
+            helps(sub, &path, text);
+        }
+    }
+
+    #[test]
+    fn help_texts() {
+        let mut command = Args::command().version("VERSION").term_width(100);
+        command.build();
+        let mut text = String::new();
+        helps(&mut command, "podwayctl", &mut text);
+        insta::assert_snapshot!(text);
+    }
+
+    #[test]
+    fn what_does_not_fit_together_is_refused() {
+        for line in [
+            "",
+            "apply",
+            "get",
+            "get pools --output xml",
+            "get secrets",
+            "delete",
+            "delete pod",
+            "delete -f x pod a",
+            "status --node --all",
+            "bgp",
+            "node release",
+            "version extra",
+            "--etcd-prefix /x/ version",
+        ] {
+            let args = ["podwayctl"].into_iter().chain(line.split_whitespace());
+            assert!(Args::try_parse_from(args).is_err(), "{line}");
+        }
+    }
+}
