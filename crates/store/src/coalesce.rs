@@ -5,8 +5,11 @@
 //! or is read as a whole each time (file).
 
 use std::collections::BTreeMap;
+use std::future::Future;
 
-use crate::{Change, Entry, Event};
+use tokio::sync::mpsc;
+
+use crate::{Change, Entry, Event, Watch};
 
 /// Changed keys at which a watcher stops reading until the consumer has taken some. A cluster of 5,000 nodes has
 /// about 30,000 keys.
@@ -22,6 +25,9 @@ pub(crate) struct Pending {
     revision: i64,
     /// What the consumer was told last about availability.
     told_unavailable: bool,
+    /// The list of problems, if it changed.
+    problems: Option<Vec<String>>,
+    told_problems: Vec<String>,
 }
 
 impl Pending {
@@ -42,6 +48,11 @@ impl Pending {
         self.changes.clear();
         self.snapshot = Some(entries.into_iter().map(|e| (e.key.clone(), e)).collect());
         self.revision = revision;
+    }
+
+    /// What cannot be used. Told when the list changes.
+    pub(crate) fn problems(&mut self, problems: Vec<String>) {
+        self.problems = (problems != self.told_problems).then_some(problems);
     }
 
     /// Changes, in the order in which they happened.
@@ -69,7 +80,7 @@ impl Pending {
 
     /// Whether there is nothing to send.
     pub(crate) fn is_empty(&self) -> bool {
-        self.availability.is_none() && self.snapshot.is_none() && self.changes.is_empty()
+        self.availability.is_none() && self.snapshot.is_none() && self.changes.is_empty() && self.problems.is_none()
     }
 
     /// The next event for the consumer: "back" before data, "away" after data.
@@ -87,10 +98,59 @@ impl Pending {
             let changes = std::mem::take(&mut self.changes).into_values().collect();
             return Some(Event::Changes { changes, revision });
         }
+        if let Some(problems) = self.problems.take() {
+            self.told_problems.clone_from(&problems);
+            return Some(Event::Problems { problems });
+        }
         self.availability.take().flatten().map(|reason| {
             self.told_unavailable = true;
             Event::Unavailable { reason }
         })
+    }
+}
+
+/// A watcher's side of a [`Watch`].
+#[derive(Debug)]
+pub(crate) struct Outlet {
+    /// What the consumer has not taken.
+    pub(crate) pending: Pending,
+    events: mpsc::Sender<Event>,
+}
+
+impl Outlet {
+    /// Both ends. Depth 1: what waits longer is coalesced here.
+    pub(crate) fn new() -> (Self, Watch) {
+        let (tx, rx) = mpsc::channel(1);
+        (Self { pending: Pending::default(), events: tx }, Watch { events: rx })
+    }
+
+    /// Does `work` while handing events to the consumer. `None` once the consumer is gone: `work` is dropped.
+    pub(crate) async fn during<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                biased;
+                permit = self.events.reserve(), if !self.pending.is_empty() => {
+                    let permit = permit.ok()?;
+                    if let Some(event) = self.pending.take() {
+                        permit.send(event);
+                    }
+                }
+                () = self.events.closed(), if self.pending.is_empty() => return None,
+                done = &mut work => return Some(done),
+            }
+        }
+    }
+
+    /// Waits until the queue has room again. `None` once the consumer is gone.
+    pub(crate) async fn room(&mut self) -> Option<()> {
+        while self.pending.is_full() {
+            let permit = self.events.reserve().await.ok()?;
+            if let Some(event) = self.pending.take() {
+                permit.send(event);
+            }
+        }
+        Some(())
     }
 }
 
@@ -151,6 +211,19 @@ mod tests {
         pending.available();
         assert_eq!(pending.take(), Some(Event::Available));
         assert!(matches!(pending.take(), Some(Event::Changes { .. })));
+    }
+
+    #[test]
+    fn problems_are_told_when_they_change() {
+        let mut pending = Pending::default();
+        pending.problems(vec![]);
+        assert!(pending.is_empty());
+        for problems in [vec!["a.yaml: broken".to_owned()], vec![]] {
+            pending.problems(problems.clone());
+            assert_eq!(pending.take(), Some(Event::Problems { problems: problems.clone() }));
+            pending.problems(problems);
+            assert!(pending.is_empty());
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | etcd | `etcd` | clusters: TLS, user and password, several endpoints |
 //! | file | `file` | a single node, a lab or a static cluster: operator documents and a folder of keys, watched |
-//! | fake | `fake` | tests: in memory, deterministic, with fault injection |
+//! | fake | [`fake`] | tests: in memory, deterministic, with fault injection |
 //!
 //! Keys are text relative to the store's prefix ([`podway_model::keys::Key`]), values are bytes
 //! ([`podway_model::cluster::decode`]). Nothing here looks into a value.
@@ -21,6 +21,9 @@
 
 mod coalesce;
 mod error;
+mod etcd;
+pub mod fake;
+mod file;
 mod open;
 mod release;
 mod retry;
@@ -93,6 +96,12 @@ pub enum Event {
     },
     /// It can again. Changes that were missed follow.
     Available,
+    /// Parts of the store that cannot be used, each with its place and the reason; their last good state stays in
+    /// force, the rest is up to date. Always the whole list; empty when all is well again.
+    Problems {
+        /// One line each.
+        problems: Vec<String>,
+    },
 }
 
 /// The receiving end of a watch. Dropping it ends the watcher's task.
@@ -169,7 +178,7 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// One key; `None` if it is not there.
     async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError>;
 
-    /// All keys that begin with `prefix`.
+    /// All keys that begin with `prefix`, which ends with a slash; all keys for an empty one.
     async fn list(&self, prefix: &str) -> Result<Listing, StoreError>;
 
     /// Writes whatever stands there. Answers the store's new revision.
@@ -190,7 +199,14 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     async fn delete_if(&self, key: &str, mod_revision: i64) -> Result<Written, StoreError>;
 }
 
-/// Whether `key` belongs to one of the watched prefixes.
+/// Whether `key` is under one of the prefixes: begins with one that ends with a slash (or is empty), or is one.
 pub(crate) fn is_watched(prefixes: &[String], key: &str) -> bool {
-    prefixes.iter().any(|prefix| if prefix.ends_with('/') { key.starts_with(prefix) } else { key == prefix })
+    prefixes.iter().any(|prefix| {
+        if is_folder(prefix) { key.starts_with(prefix.as_str()) } else { key == prefix }
+    })
+}
+
+/// Whether a prefix names all keys below it, not one key.
+pub(crate) fn is_folder(prefix: &str) -> bool {
+    prefix.is_empty() || prefix.ends_with('/')
 }
