@@ -7,16 +7,39 @@
 //!  Query ───────┘    ▲ bytes ▼       └─▶ bgp-peers.json (who was up, for graceful restart)
 //!                 TCP connections
 //! ```
+//!
+//! | file | what |
+//! |---|---|
+//! | `mod.rs` | when a speaker runs, and who asks |
+//! | `desired.rs` | what it shall do: a pure function of the cluster |
+//! | `shell.rs` | events in, actions out |
+//! | `connection.rs` | sockets |
+//! | `peers_file.rs` | who was up before a restart |
+//! | `answers.rs` | its state for the admin socket |
+//!
+//! At the end of the process connections are closed without a NOTIFICATION, so that peers keep our routes until we are
+//! back (RFC 4724); when the backend becomes another one, a Cease ends them and the routes with them.
+
+mod answers;
+mod connection;
+mod desired;
+mod peers_file;
+mod shell;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use podway_bgp::AfterStop;
 use podway_daemon::Shutdown;
+use podway_model::cluster::Backend;
 use podway_model::ids::{BootId, NodeName};
 use podway_model::socket::{BgpPeerStatus, BgpRouteStatus};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::view::{BgpRoutes, ClusterView, LocalFacts};
+use desired::desired_bgp;
+use peers_file::PeersFile;
+use shell::{Shell, Wake};
 
 /// What the BGP task needs from the rest of `routed`.
 pub(crate) struct Bgp {
@@ -30,11 +53,11 @@ pub(crate) struct Bgp {
     pub(crate) view: watch::Receiver<Arc<ClusterView>>,
     /// The underlay.
     pub(crate) facts: watch::Receiver<Option<LocalFacts>>,
-    /// Routes for the kernel. `synced` is true from the start where the backend is not bgp.
+    /// Routes for the kernel. `synced` is true where the backend is not bgp.
     pub(crate) routes: watch::Sender<Arc<BgpRoutes>>,
     /// Questions from the admin socket.
     pub(crate) queries: mpsc::Receiver<Query>,
-    /// Tells when the daemon is about to end.
+    /// The wish to end.
     pub(crate) shutdown: Shutdown,
 }
 
@@ -47,16 +70,94 @@ pub(crate) enum Query {
 }
 
 impl Bgp {
-    /// Runs until `shutdown` is true; then closes all connections so that peers keep our routes.
+    /// Runs until the end of the process; then closes all connections so that peers keep our routes.
     pub(crate) async fn run(mut self) {
-        while !self.shutdown.is_requested() {
-            tokio::select! {
-                Some(query) = self.queries.recv() => match query {
-                    Query::Peers(answer) => drop(answer.send(vec![])),
-                    Query::Routes(answer) => drop(answer.send(vec![])),
-                },
-                () = self.shutdown.requested() => {}
+        let mut shell = None;
+        let mut clashes = vec![];
+        let mut moved = true;
+        loop {
+            if std::mem::take(&mut moved) {
+                self.follow(&mut shell, &mut clashes).await;
             }
+            self.publish(shell.as_ref());
+            // Every branch is cancel-safe: what it took it returns. A closed channel ends the process elsewhere.
+            tokio::select! {
+                () = self.shutdown.requested() => break,
+                Ok(()) = self.view.changed() => moved = true,
+                Ok(()) = self.facts.changed() => moved = true,
+                Some(query) = self.queries.recv() => answer(query, shell.as_ref()),
+                wake = next(shell.as_mut()) => if let Some(shell) = &mut shell { shell.handle(wake) },
+            }
+        }
+        if let Some(shell) = shell {
+            shell.stop(AfterStop::Keep).await;
+        }
+    }
+
+    /// Starts, reconfigures or stops the speaker as the cluster wants it.
+    async fn follow(&mut self, shell: &mut Option<Shell>, clashes: &mut Vec<String>) {
+        let view = Arc::clone(&self.view.borrow_and_update());
+        let facts = self.facts.borrow_and_update().clone();
+        let Some(facts) = facts.filter(|_| view.synced) else { return };
+        let desired = desired_bgp(&view, &self.node, &facts);
+        let found = if desired.is_some() { desired::router_id_clashes(&view) } else { vec![] };
+        if found != *clashes {
+            found.iter().for_each(|clash| tracing::error!("{clash}: they cannot have a BGP session"));
+            *clashes = found;
+        }
+        match (shell.as_mut(), desired) {
+            (Some(shell), Some(desired)) => shell.follow(desired),
+            (None, Some(desired)) => {
+                let file = PeersFile::new(self.peers_file.clone(), self.boot_id.clone());
+                let restarted = file.read();
+                tracing::info!(asn = %desired.config.asn, neighbours = desired.config.neighbours.len(), "BGP begins");
+                *shell = Some(Shell::new(desired, restarted, file));
+            }
+            (Some(_), None) => {
+                if let Some(shell) = shell.take() {
+                    tracing::info!("BGP ends: the backend is another one");
+                    shell.stop(AfterStop::Drop).await;
+                }
+            }
+            (None, None) => {}
+        }
+    }
+
+    /// Tells the data plane, if there is something new.
+    fn publish(&self, shell: Option<&Shell>) {
+        let nothing = || {
+            let view = self.view.borrow();
+            let synced = view.synced && view.config.backend != Backend::Bgp;
+            Arc::new(BgpRoutes { synced, ..BgpRoutes::default() })
+        };
+        let routes = shell.map_or_else(nothing, |shell| Arc::clone(&shell.routes));
+        self.routes.send_if_modified(|published| {
+            let changed = !Arc::ptr_eq(published, &routes) && *published != routes;
+            if changed {
+                *published = routes;
+            }
+            changed
+        });
+    }
+}
+
+/// What the speaker waits for; without one, nothing.
+async fn next(shell: Option<&mut Shell>) -> Wake {
+    match shell {
+        Some(shell) => shell.wake().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The asker may have gone: then nobody needs the answer.
+fn answer(query: Query, shell: Option<&Shell>) {
+    match query {
+        Query::Peers(asker) => {
+            let peers = shell.map(|shell| answers::peers(shell.speaker(), shell.now())).unwrap_or_default();
+            let _ = asker.send(peers);
+        }
+        Query::Routes(asker) => {
+            let _ = asker.send(shell.map(|shell| answers::routes(shell.speaker())).unwrap_or_default());
         }
     }
 }

@@ -1,6 +1,10 @@
 //! What people see of the speaker.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
 use super::Speaker;
+use super::peer::Peer;
 use crate::event::{PeerStatus, RouteStatus};
 use crate::rib::decision::local_pref;
 
@@ -53,6 +57,15 @@ impl Speaker {
             }
         }
         all
+    }
+
+    /// Peers whose routes are in use: with a session, or with routes kept over their restart. After a restart of our
+    /// own, these are the ones to wait for ([`crate::config::Restarted`]).
+    pub fn relied_on(&self) -> BTreeSet<IpAddr> {
+        let relied = |(address, peer): (&IpAddr, &Peer)| {
+            (peer.session.is_some() || !peer.stale.is_empty()).then_some(*address)
+        };
+        self.peers.iter().filter_map(relied).collect()
     }
 
     /// Whether a restart is still waiting for peers' tables.

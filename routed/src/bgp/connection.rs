@@ -1,0 +1,198 @@
+//! TCP: listeners, and one task per connection that moves bytes and nothing else.
+//!
+//! Bounds: what a task has read and the speaker has not taken waits in the shared event queue, which makes the task,
+//! and so the peer, wait. What the speaker sends is bounded by the speaker's own window per peer; [`QUEUE`] is far above
+//! it, and a connection that fills it is closed.
+//!
+//! Close: the queue is written out, the write side shut down, and what the peer still sends is read and dropped, so that
+//! its kernel does not answer with a reset that would take our NOTIFICATION with it.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use podway_bgp::{ConnId, Event};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+/// Messages that may wait for one connection's write side.
+pub(super) const QUEUE: usize = 16 << 10;
+/// Octets read at once.
+const READ: usize = 16 << 10;
+/// Connections that the kernel may hold for us (a whole cluster comes at once).
+const BACKLOG: u32 = 4096;
+/// How long a connection attempt may take.
+const CONNECT: Duration = Duration::from_secs(5);
+/// How long a closed connection may take to end.
+const LINGER: Duration = Duration::from_secs(3);
+
+/// Opens a listener.
+pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = socket_for(address.ip())?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+fn socket_for(address: IpAddr) -> io::Result<TcpSocket> {
+    if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }
+}
+
+/// Hands accepted connections on, for ever. A failing accept (out of file descriptors) is tried again in a while.
+pub(super) async fn accept(listener: TcpListener, accepted: mpsc::Sender<(TcpStream, IpAddr)>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, remote)) => {
+                if accepted.send((stream, remote.ip().to_canonical())).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a BGP connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        }
+    }
+}
+
+/// Opens a connection and runs it. `queue` closed means: close.
+pub(super) async fn outgoing(
+    conn: ConnId,
+    remote: SocketAddr,
+    local: Option<IpAddr>,
+    mut queue: mpsc::Receiver<Bytes>,
+    events: mpsc::Sender<Event>,
+) {
+    let attempt = async {
+        let socket = socket_for(remote.ip())?;
+        if let Some(local) = local {
+            socket.set_reuseaddr(true)?;
+            socket.bind(SocketAddr::new(local, 0))?;
+        }
+        tokio::time::timeout(CONNECT, socket.connect(remote)).await?
+    };
+    // Nothing is sent before the connection stands, so anything from the queue is its end.
+    let stream = tokio::select! {
+        stream = attempt => stream,
+        _ = queue.recv() => return,
+    };
+    match stream {
+        Ok(stream) => {
+            if events.send(Event::Connected { conn }).await.is_ok() {
+                run(conn, stream, queue, events).await;
+            }
+        }
+        Err(error) => {
+            let reason = format!("connect to {remote}: {error}");
+            // The speaker is gone if nobody listens: then nobody needs to know.
+            let _ = events.send(Event::Closed { conn, reason }).await;
+        }
+    }
+}
+
+/// Runs a connection to its end.
+pub(super) async fn run(
+    conn: ConnId,
+    stream: TcpStream,
+    mut queue: mpsc::Receiver<Bytes>,
+    events: mpsc::Sender<Event>,
+) {
+    // Small messages must not wait for an acknowledgement. A socket that refuses this is as good as any.
+    let _ = stream.set_nodelay(true);
+    let (mut read, mut write) = stream.into_split();
+    let reading = async {
+        let mut buffer = BytesMut::new();
+        loop {
+            buffer.reserve(READ);
+            match read.read_buf(&mut buffer).await {
+                Ok(0) => return "connection closed by the peer".to_owned(),
+                Ok(_) => {
+                    let bytes = buffer.split().freeze();
+                    if events.send(Event::Received { conn, bytes }).await.is_err() {
+                        return "the speaker is gone".to_owned();
+                    }
+                }
+                Err(error) => return format!("connection lost: {error}"),
+            }
+        }
+    };
+    let writing = async {
+        let mut waiting = Vec::new();
+        while queue.recv_many(&mut waiting, 64).await > 0 {
+            let mut sent = 0;
+            for bytes in waiting.drain(..) {
+                write.write_all(&bytes).await?;
+                sent += bytes.len();
+            }
+            // Nobody to tell: the end is near anyway.
+            let _ = events.send(Event::Sent { conn, bytes: sent }).await;
+        }
+        write.shutdown().await
+    };
+    // Both are dropped together when one ends; a half-written message does not matter on a connection that ends.
+    let end = tokio::select! {
+        reason = reading => Some(reason),
+        result = writing => result.err().map(|error| format!("connection lost: {error}")),
+    };
+    match end {
+        Some(reason) => {
+            let _ = events.send(Event::Closed { conn, reason }).await;
+        }
+        None => drop(tokio::time::timeout(LINGER, drain(&mut read)).await),
+    }
+}
+
+async fn drain(read: &mut tokio::net::tcp::OwnedReadHalf) {
+    let mut scrap = [0; 4096];
+    while matches!(read.read(&mut scrap).await, Ok(n) if n > 0) {}
+}
+
+/// Listeners by address; dropping them ends their tasks.
+#[derive(Default)]
+pub(super) struct Listeners {
+    open: std::collections::BTreeMap<SocketAddr, tokio::task::AbortHandle>,
+    tasks: JoinSet<()>,
+    failed: std::collections::BTreeMap<SocketAddr, String>,
+}
+
+impl Listeners {
+    /// Opens and closes so that exactly `wanted` are open. False: some could not be opened.
+    pub(super) fn set(
+        &mut self,
+        wanted: &std::collections::BTreeSet<SocketAddr>,
+        accepted: &mpsc::Sender<(TcpStream, IpAddr)>,
+    ) -> bool {
+        self.open.retain(|address, task| {
+            let keep = wanted.contains(address);
+            if !keep {
+                task.abort();
+            }
+            keep
+        });
+        self.failed.retain(|address, _| wanted.contains(address));
+        for address in wanted {
+            if self.open.contains_key(address) {
+                continue;
+            }
+            match listen(*address) {
+                Ok(listener) => {
+                    tracing::info!(%address, "listening for BGP");
+                    let task = self.tasks.spawn(accept(listener, accepted.clone()));
+                    self.open.insert(*address, task);
+                    self.failed.remove(address);
+                }
+                Err(error) => {
+                    // Said once per reason: it is tried again and again.
+                    let error = error.to_string();
+                    if self.failed.insert(*address, error.clone()) != Some(error.clone()) {
+                        tracing::warn!(%address, error, "cannot listen for BGP; is another speaker running?");
+                    }
+                }
+            }
+        }
+        self.failed.is_empty()
+    }
+}

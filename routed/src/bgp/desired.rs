@@ -1,0 +1,306 @@
+//! What our speaker shall do, as a pure function of the cluster and of this node's addresses.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use podway_bgp::config::{
+    Claims, ConnectMode, Export, GracefulRestart, Import, Neighbour, Role, SecondRestart, SpeakerConfig,
+};
+use podway_bgp::types::Families;
+use podway_model::cluster::{Backend, BgpConfig, NodeRecord, Topology};
+use podway_model::ids::NodeName;
+use podway_model::names;
+
+use crate::view::{ClusterView, LocalFacts, OwnBlockState};
+
+/// Longest wait for peers that were up before a restart. Until it is over, new routes are not used: it is short
+/// because a peer that is back at all is back within seconds.
+const DEFERRAL: Duration = Duration::from_secs(30);
+/// Least time that stale routes may stay, from the loss of a session to its End-of-RIB.
+const STALE_FLOOR: Duration = Duration::from_secs(360);
+/// RFC 4724 section 3: twelve bits.
+const MOST_RESTART_SECONDS: u16 = 4095;
+
+/// All that follows from the cluster's state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Desired {
+    /// The speaker's configuration.
+    pub(crate) config: SpeakerConfig,
+    /// Who holds which block.
+    pub(crate) claims: Claims,
+    /// Where to listen.
+    pub(crate) listen: BTreeSet<SocketAddr>,
+}
+
+/// What the speaker shall do; none: it shall not run (another backend), or this node has no address yet.
+pub(crate) fn desired_bgp(view: &ClusterView, node: &NodeName, facts: &LocalFacts) -> Option<Desired> {
+    if view.config.backend != Backend::Bgp {
+        return None;
+    }
+    let own: BTreeSet<IpAddr> =
+        facts.address_v4.map(IpAddr::V4).into_iter().chain(facts.address_v6.map(IpAddr::V6)).collect();
+    if own.is_empty() {
+        return None;
+    }
+    let bgp = &view.config.bgp;
+    let asn = view.nodes.get(node).and_then(|n| n.record.as_ref()).and_then(|r| r.asn).unwrap_or(bgp.asn);
+    let config = SpeakerConfig {
+        asn,
+        router_id: facts.address_v4.unwrap_or_else(|| names::router_id(node.as_str())),
+        cluster_id: view.reflectors.get(node).and_then(|reflector| reflector.cluster_id),
+        hold_time: Duration::from_secs(u64::from(bgp.hold_time_seconds)),
+        graceful_restart: graceful_restart(bgp),
+        neighbours: neighbours(view, node, facts, asn),
+        originated: originated(view, facts),
+        own_addresses: own.clone(),
+    };
+    let listen = own.into_iter().map(|address| SocketAddr::new(address, bgp.port)).collect();
+    Some(Desired { config, claims: claims(view), listen })
+}
+
+fn graceful_restart(bgp: &BgpConfig) -> Option<GracefulRestart> {
+    let seconds = bgp.restart_time_seconds.min(MOST_RESTART_SECONDS);
+    let restart_time = Duration::from_secs(u64::from(seconds));
+    (seconds > 0).then(|| GracefulRestart {
+        restart_time,
+        stale_time: STALE_FLOOR.max(restart_time * 2),
+        deferral_time: DEFERRAL.min(restart_time),
+        // A daemon that is restarted twice in a row must not cut its node off.
+        second_restart: SecondRestart::Keep,
+    })
+}
+
+/// Everybody in a mesh; with reflectors: they with everybody, everybody else with them.
+fn neighbours(
+    view: &ClusterView,
+    node: &NodeName,
+    facts: &LocalFacts,
+    asn: podway_model::ids::Asn,
+) -> BTreeMap<IpAddr, Neighbour> {
+    let bgp = &view.config.bgp;
+    let reflects = |node: &NodeName| view.reflectors.contains_key(node);
+    let mut neighbours = BTreeMap::new();
+    for (name, other) in view.nodes.iter().filter(|(name, _)| *name != node) {
+        let Some(record) = &other.record else { continue };
+        let internal = match (bgp.topology, reflects(node), reflects(name)) {
+            (Topology::Mesh, _, _) | (Topology::Reflectors, true, true) => Role::Mesh,
+            (Topology::Reflectors, true, false) => Role::Client,
+            (Topology::Reflectors, false, true) => Role::Reflector,
+            (Topology::Reflectors, false, false) => continue,
+        };
+        let Some((ours, theirs)) = session_addresses(facts, record) else { continue };
+        let their_asn = record.asn.unwrap_or(bgp.asn);
+        let neighbour = Neighbour {
+            name: name.to_string(),
+            asn: their_asn,
+            role: if their_asn == asn { internal } else { Role::External },
+            // One side connects, so sessions never collide: a collision in the midst of a graceful restart would
+            // end it.
+            connect: if ours < theirs { ConnectMode::Both } else { ConnectMode::Passive },
+            port: bgp.port,
+            local_address: Some(ours),
+            families: Families::BOTH,
+            import: Import::Claimed,
+            export: Export::All,
+        };
+        neighbours.insert(theirs, neighbour);
+    }
+    neighbours
+}
+
+/// Own and other address of a session: IPv4 if both have it, else IPv6. Routes of both families go over it.
+fn session_addresses(facts: &LocalFacts, record: &NodeRecord) -> Option<(IpAddr, IpAddr)> {
+    let v4 = facts.address_v4.zip(record.address_v4).map(|(a, b)| (IpAddr::V4(a), IpAddr::V4(b)));
+    let v6 = || facts.address_v6.zip(record.address_v6).map(|(a, b)| (IpAddr::V6(a), IpAddr::V6(b)));
+    v4.or_else(v6).filter(|(ours, theirs)| ours != theirs)
+}
+
+/// Own confirmed blocks, each by way of our address of its family.
+fn originated(view: &ClusterView, facts: &LocalFacts) -> BTreeMap<IpNet, IpAddr> {
+    let active = view.own_blocks.iter().filter(|block| block.state == OwnBlockState::Active);
+    active.filter_map(|block| Some((block.cidr, address_like(facts, &block.cidr)?))).collect()
+}
+
+fn address_like(facts: &LocalFacts, prefix: &IpNet) -> Option<IpAddr> {
+    match prefix {
+        IpNet::V4(_) => facts.address_v4.map(IpAddr::V4),
+        IpNet::V6(_) => facts.address_v6.map(IpAddr::V6),
+    }
+}
+
+/// Confirmed claims of all nodes: which next hop is right for which block.
+fn claims(view: &ClusterView) -> Claims {
+    let mut claims = Claims::new();
+    for node in view.nodes.values() {
+        let Some(record) = &node.record else { continue };
+        for block in &node.blocks {
+            if let Some(address) = record.address_like(block) {
+                claims.entry(*block).or_default().insert(address);
+            }
+        }
+    }
+    claims
+}
+
+/// Router ids that two nodes share: neither would accept the other's session (RFC 6286).
+pub(crate) fn router_id_clashes(view: &ClusterView) -> Vec<String> {
+    let mut owners: BTreeMap<Ipv4Addr, Vec<&NodeName>> = BTreeMap::new();
+    for (name, node) in &view.nodes {
+        if let Some(record) = &node.record {
+            let id = record.address_v4.unwrap_or_else(|| names::router_id(name.as_str()));
+            owners.entry(id).or_default().push(name);
+        }
+    }
+    let shared = owners.into_iter().filter(|(_, names)| names.len() > 1);
+    let words = |(id, names): (Ipv4Addr, Vec<&NodeName>)| {
+        let names: Vec<String> = names.into_iter().map(ToString::to_string).collect();
+        format!("nodes {} share the BGP identifier {id}", names.join(", "))
+    };
+    shared.map(words).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use podway_model::cluster::Reflector;
+    use podway_model::ids::{IfName, Mtu};
+
+    use super::*;
+    use crate::view::{NodeView, OwnBlock};
+
+    fn name(text: &str) -> NodeName {
+        text.parse().unwrap()
+    }
+
+    fn facts() -> LocalFacts {
+        LocalFacts {
+            address_v4: Some("10.0.0.2".parse().unwrap()),
+            address_v6: Some("fd00::2".parse().unwrap()),
+            on_link: vec![],
+            interface: "eth0".parse::<IfName>().unwrap(),
+            ifindex: 2,
+            mtu: Mtu::ETHERNET,
+        }
+    }
+
+    fn record(v4: Option<&str>, v6: Option<&str>) -> NodeRecord {
+        NodeRecord {
+            instance_id: "00000000-0000-4000-8000-000000000001".parse().unwrap(),
+            address_v4: v4.map(|a| a.parse().unwrap()),
+            address_v6: v6.map(|a| a.parse().unwrap()),
+            tunnel_v4: None,
+            tunnel_v6: None,
+            labels: BTreeMap::new(),
+            asn: None,
+            vtep_mac: None,
+            version: "test".to_owned(),
+        }
+    }
+
+    /// Nodes n1 (10.0.0.1), n2 (us), n3 (10.0.0.3), n6 (IPv6 only), and a claim without a record (n9).
+    fn view(topology: Topology) -> ClusterView {
+        let mut view = ClusterView { synced: true, ..ClusterView::default() };
+        view.config.backend = Backend::Bgp;
+        view.config.bgp.topology = topology;
+        let blocks = |text: &str| text.split(' ').map(|b| b.parse::<IpNet>().unwrap()).collect();
+        for (node, v4, v6, claimed) in [
+            ("n1", Some("10.0.0.1"), Some("fd00::1"), "10.244.1.0/26 fd10::100/122"),
+            ("n2", Some("10.0.0.2"), Some("fd00::2"), "10.244.2.0/26"),
+            ("n3", Some("10.0.0.3"), None, "10.244.3.0/26 fd10::300/122"),
+            ("n6", None, Some("fd00::6"), "fd10::600/122"),
+        ] {
+            let node_view = NodeView { record: Some(record(v4, v6)), live: true, blocks: blocks(claimed) };
+            view.nodes.insert(name(node), node_view);
+        }
+        let gone = NodeView { record: None, live: false, blocks: blocks("10.244.9.0/26") };
+        view.nodes.insert(name("n9"), gone);
+        let block = |cidr: &str, state| OwnBlock {
+            cidr: cidr.parse().unwrap(),
+            pool: "default".parse().unwrap(),
+            state,
+        };
+        view.own_blocks = vec![
+            block("10.244.2.0/26", OwnBlockState::Active),
+            block("10.244.2.64/26", OwnBlockState::Pending),
+            block("10.244.2.128/26", OwnBlockState::Stranded),
+            block("fd10::200/122", OwnBlockState::Active),
+        ];
+        view
+    }
+
+    fn sessions(view: &ClusterView) -> Vec<(String, String, Role, ConnectMode)> {
+        let desired = desired_bgp(view, &name("n2"), &facts()).unwrap();
+        assert_eq!(desired.config.mistakes(), []);
+        let one =
+            |(address, n): (&IpAddr, &Neighbour)| (n.name.clone(), address.to_string(), n.role, n.connect);
+        desired.config.neighbours.iter().map(one).collect()
+    }
+
+    #[test]
+    fn other_backends_and_nodes_without_address_run_no_speaker() {
+        let mut view = view(Topology::Mesh);
+        let nowhere = LocalFacts { address_v4: None, address_v6: None, ..facts() };
+        assert_eq!(desired_bgp(&view, &name("n2"), &nowhere), None);
+        view.config.backend = Backend::HostGw;
+        assert_eq!(desired_bgp(&view, &name("n2"), &facts()), None);
+    }
+
+    #[test]
+    fn a_mesh_has_every_node_with_a_record_and_the_lower_address_connects() {
+        let expected = [
+            ("n1", "10.0.0.1", Role::Mesh, ConnectMode::Passive),
+            ("n3", "10.0.0.3", Role::Mesh, ConnectMode::Both),
+            ("n6", "fd00::6", Role::Mesh, ConnectMode::Both),
+        ];
+        let expected = expected.map(|(n, a, r, c)| (n.to_owned(), a.to_owned(), r, c));
+        assert_eq!(sessions(&view(Topology::Mesh)), expected);
+    }
+
+    #[test]
+    fn reflectors_have_clients_and_mesh_among_themselves_others_have_reflectors() {
+        let mut view = view(Topology::Reflectors);
+        assert_eq!(sessions(&view), []);
+        view.reflectors.insert(name("n1"), Reflector::default());
+        let roles = |view: &ClusterView| -> Vec<(String, Role)> {
+            sessions(view).into_iter().map(|(node, _, role, _)| (node, role)).collect()
+        };
+        assert_eq!(roles(&view), [("n1".to_owned(), Role::Reflector)]);
+        let cluster_id = Some("9.9.9.9".parse().unwrap());
+        view.reflectors.insert(name("n2"), Reflector { cluster_id });
+        let expected = [("n1", Role::Mesh), ("n3", Role::Client), ("n6", Role::Client)];
+        assert_eq!(roles(&view), expected.map(|(n, r)| (n.to_owned(), r)));
+        assert_eq!(desired_bgp(&view, &name("n2"), &facts()).unwrap().config.cluster_id, cluster_id);
+    }
+
+    #[test]
+    fn only_own_active_blocks_are_originated_and_claims_name_next_hops() {
+        let desired = desired_bgp(&view(Topology::Mesh), &name("n2"), &facts()).unwrap();
+        let originated: Vec<String> =
+            desired.config.originated.iter().map(|(prefix, hop)| format!("{prefix} via {hop}")).collect();
+        assert_eq!(originated, ["10.244.2.0/26 via 10.0.0.2", "fd10::200/122 via fd00::2"]);
+        let claims: Vec<String> =
+            desired.claims.iter().map(|(prefix, hops)| format!("{prefix} {hops:?}")).collect();
+        // n3 has no IPv6 address to send its IPv6 block to; n9 has no record.
+        let expected = [
+            "10.244.1.0/26 {10.0.0.1}",
+            "10.244.2.0/26 {10.0.0.2}",
+            "10.244.3.0/26 {10.0.0.3}",
+            "fd10::100/122 {fd00::1}",
+            "fd10::600/122 {fd00::6}",
+        ];
+        assert_eq!(claims, expected);
+        assert_eq!(desired.listen.len(), 2);
+    }
+
+    #[test]
+    fn restart_time_zero_turns_graceful_restart_off_and_clashing_router_ids_are_found() {
+        let mut view = view(Topology::Mesh);
+        view.config.bgp.restart_time_seconds = 0;
+        assert_eq!(desired_bgp(&view, &name("n2"), &facts()).unwrap().config.graceful_restart, None);
+        assert_eq!(router_id_clashes(&view), Vec::<String>::new());
+        view.nodes.get_mut("n3".parse::<NodeName>().as_ref().unwrap()).unwrap().record =
+            Some(record(Some("10.0.0.1"), None));
+        assert_eq!(router_id_clashes(&view), ["nodes n1, n3 share the BGP identifier 10.0.0.1"]);
+    }
+}

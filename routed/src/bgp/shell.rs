@@ -1,0 +1,251 @@
+//! The speaker with its sockets: carries out actions, brings events.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use podway_bgp::config::Restarted;
+use podway_bgp::{Action, AfterStop, ConnId, Event, Speaker};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::connection::{self, Listeners, QUEUE};
+use super::desired::Desired;
+use super::peers_file::PeersFile;
+use crate::view::BgpRoutes;
+
+/// Events from all connections that may wait: enough to keep the speaker busy, little enough to bound memory at
+/// (this x 16 KiB).
+const EVENTS: usize = 256;
+/// Accepted connections that may wait; more wait in the kernel.
+const ACCEPTED: usize = 64;
+/// Events taken in before routes are published.
+const TURN: usize = 256;
+/// How long connections may take to end when the daemon ends.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// When a listener that could not be opened is tried again.
+const LISTEN_RETRY: Duration = Duration::from_secs(2);
+
+/// What woke the shell.
+pub(super) enum Wake {
+    /// A connection has something to say.
+    Event(Event),
+    /// Somebody connected.
+    Accepted(TcpStream, IpAddr),
+    /// The speaker's deadline.
+    Deadline,
+    /// Time to try listening again.
+    Listen,
+}
+
+/// A speaker under way.
+pub(super) struct Shell {
+    speaker: Speaker,
+    began: Instant,
+    desired: Desired,
+    /// Write sides; dropping one closes its connection.
+    queues: BTreeMap<ConnId, mpsc::Sender<Bytes>>,
+    next_incoming: u64,
+    tasks: JoinSet<()>,
+    events: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
+    accepted: (mpsc::Sender<(TcpStream, IpAddr)>, mpsc::Receiver<(TcpStream, IpAddr)>),
+    listeners: Listeners,
+    listen_at: Option<Instant>,
+    peers_file: PeersFile,
+    /// What the kernel shall hold.
+    pub(super) routes: Arc<BgpRoutes>,
+}
+
+impl Shell {
+    pub(super) fn new(desired: Desired, restarted: Option<Restarted>, peers_file: PeersFile) -> Self {
+        let mut actions = vec![];
+        let config = Arc::new(desired.config.clone());
+        let speaker = Speaker::new(config, restarted, jitter_seed(), Duration::ZERO, &mut actions);
+        let mut shell = Self {
+            speaker,
+            began: Instant::now(),
+            queues: BTreeMap::new(),
+            next_incoming: 1,
+            tasks: JoinSet::new(),
+            events: mpsc::channel(EVENTS),
+            accepted: mpsc::channel(ACCEPTED),
+            listeners: Listeners::default(),
+            listen_at: None,
+            peers_file,
+            routes: Arc::default(),
+            desired,
+        };
+        let claims = Arc::new(shell.desired.claims.clone());
+        shell.perform(actions);
+        shell.step(Event::Claimed(claims));
+        shell.listen();
+        shell
+    }
+
+    /// Waits for something to do. Cancel-safe: each branch only takes what it returns.
+    pub(super) async fn wake(&mut self) -> Wake {
+        let deadline = self.speaker.deadline().map(|at| self.began + at);
+        let listen_at = self.listen_at;
+        let sleep = async {
+            match [deadline, listen_at].into_iter().flatten().min() {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            Some(event) = self.events.1.recv() => Wake::Event(event),
+            Some((stream, remote)) = self.accepted.1.recv() => Wake::Accepted(stream, remote),
+            () = sleep => if listen_at.is_some_and(|at| at <= Instant::now()) { Wake::Listen } else { Wake::Deadline },
+        }
+    }
+
+    pub(super) fn handle(&mut self, wake: Wake) {
+        match wake {
+            Wake::Event(event) => {
+                self.step(event);
+                // What waits already is taken in before routes are published: one copy for many changes.
+                for _ in 1..TURN {
+                    match self.events.1.try_recv() {
+                        Ok(event) => self.step(event),
+                        Err(_) => break,
+                    }
+                }
+            }
+            Wake::Accepted(stream, remote) => self.on_accepted(stream, remote),
+            Wake::Deadline => self.step(Event::Timer),
+            Wake::Listen => self.listen(),
+        }
+        while self.tasks.try_join_next().is_some() {}
+    }
+
+    /// Follows the cluster.
+    pub(super) fn follow(&mut self, desired: Desired) {
+        let before = std::mem::replace(&mut self.desired, desired);
+        // Claims first: a node that is new comes with the right to its routes.
+        if before.claims != self.desired.claims {
+            self.step(Event::Claimed(Arc::new(self.desired.claims.clone())));
+        }
+        if before.config != self.desired.config {
+            self.step(Event::Configured(Arc::new(self.desired.config.clone())));
+        }
+        if before.listen != self.desired.listen {
+            self.listen();
+        }
+    }
+
+    /// Ends all sessions and waits until what must be said is said.
+    pub(super) async fn stop(mut self, routes: AfterStop) {
+        self.step(Event::Stopped { routes });
+        self.queues.clear();
+        self.events.1.close();
+        let all = async { while self.tasks.join_next().await.is_some() {} };
+        // Peers that do not close in time are left to the kernel.
+        let _ = tokio::time::timeout(FAREWELL, all).await;
+    }
+
+    pub(super) fn speaker(&self) -> &Speaker {
+        &self.speaker
+    }
+
+    /// Time since the speaker began, as the speaker counts it.
+    pub(super) fn now(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    fn listen(&mut self) {
+        let complete = self.listeners.set(&self.desired.listen, &self.accepted.0);
+        self.listen_at = (!complete).then(|| Instant::now() + LISTEN_RETRY);
+    }
+
+    fn on_accepted(&mut self, stream: TcpStream, remote: IpAddr) {
+        let conn = ConnId::Incoming(self.next_incoming);
+        self.next_incoming += 1;
+        let (queue, receiver) = mpsc::channel(QUEUE);
+        self.queues.insert(conn, queue);
+        self.tasks.spawn(connection::run(conn, stream, receiver, self.events.0.clone()));
+        self.step(Event::Accepted { conn, remote });
+    }
+
+    fn step(&mut self, event: Event) {
+        let mut actions = vec![];
+        let begin = Instant::now();
+        if let Event::Closed { conn, .. } = &event {
+            self.queues.remove(conn);
+        }
+        self.speaker.step(self.now(), event, &mut actions);
+        let sends = actions.iter().filter(|action| matches!(action, Action::Send { .. })).count();
+        self.perform(actions);
+        if sends > 1 {
+            // Only paces later flushes: it has no actions of its own worth a second look.
+            let mut none = vec![];
+            self.speaker.step(self.now(), Event::Flushed { took: begin.elapsed() }, &mut none);
+            self.perform(none);
+        }
+    }
+
+    fn perform(&mut self, actions: Vec<Action>) {
+        let mut overflown = vec![];
+        for action in actions {
+            match action {
+                Action::Connect { conn, remote, local } => {
+                    let (queue, receiver) = mpsc::channel(QUEUE);
+                    self.queues.insert(conn, queue);
+                    let events = self.events.0.clone();
+                    self.tasks.spawn(connection::outgoing(conn, remote, local, receiver, events));
+                }
+                Action::Send { conn, bytes } => {
+                    let refused = self.queues.get(&conn).is_some_and(|queue| queue.try_send(bytes).is_err());
+                    if refused {
+                        overflown.push(conn);
+                    }
+                }
+                Action::Close { conn } => drop(self.queues.remove(&conn)),
+                Action::RouteChanged { prefix, next_hops } => {
+                    let routes = &mut Arc::make_mut(&mut self.routes).routes;
+                    if next_hops.is_empty() {
+                        routes.remove(&prefix);
+                    } else {
+                        routes.insert(prefix, next_hops);
+                    }
+                }
+                Action::PeerChanged { peer, up, reason } => self.on_peer_changed(peer, up, &reason),
+                Action::Ignoring { peer, what } => tracing::warn!(%peer, "ignoring from BGP peer: {what}"),
+                Action::Refused { mistakes } => {
+                    tracing::error!(
+                        "ignoring the BGP configuration, the one before stays: {}",
+                        mistakes.join("; ")
+                    );
+                }
+                Action::Synced => {
+                    tracing::info!("BGP has heard all peers that were up");
+                    Arc::make_mut(&mut self.routes).synced = true;
+                }
+            }
+        }
+        for conn in overflown {
+            if self.queues.remove(&conn).is_some() {
+                self.step(Event::Closed { conn, reason: "the peer does not read".to_owned() });
+            }
+        }
+    }
+
+    fn on_peer_changed(&mut self, peer: IpAddr, up: bool, reason: &str) {
+        let name = self.desired.config.neighbours.get(&peer).map_or("?", |neighbour| neighbour.name.as_str());
+        if up {
+            tracing::info!(%peer, node = name, "BGP session is up");
+        } else {
+            tracing::warn!(%peer, node = name, "BGP session is down: {reason}");
+        }
+        self.peers_file.write(self.speaker.relied_on());
+    }
+}
+
+/// Nodes that start together must not stay in step.
+fn jitter_seed() -> u64 {
+    let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::from(time.subsec_nanos()) ^ (u64::from(std::process::id()) << 32)
+}
