@@ -1,4 +1,5 @@
 //! The kernel edge against the kernel, each test in network namespaces of its own. Needs root.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests: a failure is a panic, a skip is a line")]
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, UdpSocket};

@@ -18,7 +18,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use podway_model::cluster::NodeRecord;
-use podway_model::ids::{MacAddr, Mtu, NodeName};
+use podway_model::ids::{Mtu, NodeName};
 use podway_model::names::{VXLAN_DEVICE, vtep_mac};
 
 use super::desired::{Desired, Device, Inputs, Interface, RouteSpec, Target, Via, key};
@@ -91,10 +91,9 @@ fn on_link(facts: &LocalFacts, address: IpAddr) -> Option<Via> {
 
 /// Straight to the peer, or why not.
 fn direct(facts: &LocalFacts, peer: &PeerBlock<'_>) -> Result<Via, String> {
-    let address = peer
-        .record
-        .address_like(&peer.block)
-        .ok_or_else(|| format!("it has no {} underlay address for its block {}", family(&peer.block), peer.block))?;
+    let address = peer.record.address_like(&peer.block).ok_or_else(|| {
+        format!("it has no {} underlay address for its block {}", family(&peer.block), peer.block)
+    })?;
     on_link(facts, address).ok_or_else(|| {
         format!("its address {address} is not on a link of this node; use the vxlan or bgp backend")
     })
@@ -131,7 +130,8 @@ pub(super) fn bgp(inputs: Inputs<'_>, out: &mut Desired) {
     let mut off_link: BTreeMap<IpAddr, usize> = BTreeMap::new();
     for (destination, next_hops) in &inputs.bgp.routes {
         let own = inputs.view.own_blocks.iter().any(|block| {
-            block.cidr == *destination && matches!(block.state, OwnBlockState::Active | OwnBlockState::Draining)
+            block.cidr == *destination
+                && matches!(block.state, OwnBlockState::Active | OwnBlockState::Draining)
         });
         if own {
             continue;
@@ -153,12 +153,15 @@ pub(super) fn bgp(inputs: Inputs<'_>, out: &mut Desired) {
         let text = format!("its next hop {next_hop} ({routes} routes) is not on a link of this node");
         let owner = inputs.view.nodes.iter().find(|(_, seen)| {
             seen.record.as_ref().is_some_and(|record| {
-                [record.address_v4.map(IpAddr::V4), record.address_v6.map(IpAddr::V6)].contains(&Some(next_hop))
+                [record.address_v4.map(IpAddr::V4), record.address_v6.map(IpAddr::V6)]
+                    .contains(&Some(next_hop))
             })
         });
         match owner {
             Some((node, _)) => refuse(out, node, text),
-            None => out.problems.push(format!("BGP next hop {next_hop} ({routes} routes) is not on a link of this node")),
+            None => out
+                .problems
+                .push(format!("BGP next hop {next_hop} ({routes} routes) is not on a link of this node")),
         }
     }
     count_neighbours(out);
@@ -239,10 +242,4 @@ fn insert<K: Ord, V: Copy + PartialEq>(map: &mut BTreeMap<K, V>, key: K, value: 
         there if there == value => Ok(()),
         other => Err(other),
     }
-}
-
-/// The MAC address that this node publishes for its VTEPs.
-#[cfg(test)]
-pub(super) fn own_vtep_mac(node: &NodeName) -> MacAddr {
-    vtep_mac(node.as_str(), VXLAN_DEVICE)
 }

@@ -1,19 +1,46 @@
 //! The data plane: what the kernel of this node shall hold, and how it gets there.
 //!
+//! ```text
+//!  ClusterView ─┐
+//!  LocalFacts  ─┼─▶ desired ──▶ plan ──▶ reconcile ──▶ kernel
+//!  BgpRoutes   ─┘  (backends)    ▲                       │ monitor
+//!                              actual ◀── dropped ◀── notice
+//! ```
+//!
 //! | module | what |
 //! |---|---|
-//! | [`desired`] | pure: cluster view, local facts and BGP routes in, what the kernel shall hold out |
-//! | [`mtu`] | pure: MTU of pods and cluster routes |
-//! | [`status`] | what the data plane tells others of itself |
+//! | [`desired`], `backends`, [`mtu`] | pure: what the kernel shall hold |
+//! | `actual` | what it holds: read back, then kept by noting what was changed |
+//! | `plan` | pure: the requests that lead from one to the other, in the kernel's order |
+//! | `reconcile` | reads, plans, applies, until nothing is left to do; for any kernel, fake or real |
+//! | `notice` | pure: which changes by others concern us |
+//! | `tables` | the nft tables: masquerade and guard |
+//! | `sysctls` | what forwarding needs |
+//! | `pods` | repair of the CNI plugin's pod routes |
+//! | `run` | the task: waits for inputs, kernel changes and time |
+//! | `cleanup` | takes everything out again, when asked |
+//! | [`status`] | what others are told |
 //!
 //! Owner of: tunnel devices `podway.*`, routes and next-hop objects of protocol 112, the tables
 //! `podway-masq` and `podway-guard`, and the sysctls that forwarding needs. It repairs the CNI plugin's pod
 //! routes (protocol 113) and never sweeps them. What does not carry one of these marks is never touched.
 
+mod actual;
+mod backends;
+mod cleanup;
 pub(crate) mod desired;
 pub(crate) mod mtu;
+mod notice;
+mod plan;
+mod pods;
+mod reconcile;
 mod run;
 pub(crate) mod status;
+mod sysctls;
+mod tables;
+#[cfg(test)]
+mod tests;
 
-pub(crate) use run::{cleanup, run};
+pub(crate) use cleanup::cleanup;
+pub(crate) use run::run;
 pub(crate) use status::DataplaneStatus;

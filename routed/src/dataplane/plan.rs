@@ -154,11 +154,7 @@ fn empty_device(there: &ActualDevice, device: &Device, out: &mut Vec<Request<'st
 
 /// The id of every next hop that the desired routes use. An object that says the same is kept under its id, so
 /// a restart changes nothing; a new one gets the lowest id that is free.
-fn next_hop_ids(
-    desired: &Desired,
-    actual: &Actual,
-    out: &mut Vec<Request<'static>>,
-) -> BTreeMap<Via, u32> {
+fn next_hop_ids(desired: &Desired, actual: &Actual, out: &mut Vec<Request<'static>>) -> BTreeMap<Via, u32> {
     let wanted: BTreeSet<Via> = desired
         .routes
         .values()
@@ -187,8 +183,7 @@ fn next_hop_ids(
         if let Some(id) = there.get(&(interface, via.gateway, onlink)) {
             ids.insert(via, *id);
         } else if let Some(id) = free.next() {
-            let next_hop =
-                NextHop { id, protocol: ROUTE_PROTOCOL, interface, gateway: via.gateway, onlink };
+            let next_hop = NextHop { id, protocol: ROUTE_PROTOCOL, interface, gateway: via.gateway, onlink };
             out.push(Request::ReplaceNextHop(next_hop));
             ids.insert(via, id);
         }

@@ -1,13 +1,44 @@
-//! The data plane's task.
+//! The data plane's task: waits for inputs, kernel changes and time, and brings the kernel to what is desired.
+//!
+//! | what | leads to |
+//! |---|---|
+//! | an input changes | a pass at once |
+//! | somebody else changes something of ours | what is known is dropped; a pass after [`SETTLE`] |
+//! | a pod route is gone, a pod's link comes up | a look at the endpoint records after [`POD_SETTLE`] |
+//! | a pass fails in part | another one after 1 s, then 2 s, up to [`RETRY_MOST`] |
+//! | nothing | all that is known is dropped and compared again every [`FULL_COMPARISON`] |
+//!
+//! Nothing is programmed before the store was seen and the underlay found, nothing is removed before every input
+//! has told all that it knows, and nothing is removed at exit.
 
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use podway_kern::KernelError;
+use podway_kern::fib::NetlinkKernel;
+use podway_kern::monitor::{Change, Monitor, Notice};
 use podway_model::ids::NodeName;
+use podway_model::names::ENDPOINTS_DIR;
 use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
 
-use super::DataplaneStatus;
+use super::desired::{Desired, Inputs, desired};
+use super::notice::{Touched, touched};
+use super::reconcile::{Outcome, Reconciler};
+use super::{DataplaneStatus, mtu, pods, sysctls, tables};
 use crate::view::{BgpRoutes, ClusterView, LocalFacts};
+
+/// Changes by others come in bursts; one pass a burst.
+const SETTLE: Duration = Duration::from_millis(20);
+/// Time for an ADD or DEL to finish what it is at.
+const POD_SETTLE: Duration = Duration::from_millis(300);
+/// Full comparison without a reason.
+const FULL_COMPARISON: Duration = Duration::from_secs(60);
+/// First wait after a failure; doubles.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+/// Longest wait after a failure.
+const RETRY_MOST: Duration = Duration::from_secs(60);
 
 /// Keeps the kernel as the inputs want it, for ever. Runs in the network namespace of the calling thread.
 ///
@@ -18,19 +49,251 @@ use crate::view::{BgpRoutes, ClusterView, LocalFacts};
 /// A netlink socket cannot be opened. Everything else is retried and shows in the status.
 pub(crate) async fn run(
     node: NodeName,
-    view: watch::Receiver<Arc<ClusterView>>,
-    facts: watch::Receiver<Option<LocalFacts>>,
-    bgp: watch::Receiver<Arc<BgpRoutes>>,
+    mut view: watch::Receiver<Arc<ClusterView>>,
+    mut facts: watch::Receiver<Option<LocalFacts>>,
+    mut bgp: watch::Receiver<Arc<BgpRoutes>>,
     status: watch::Sender<DataplaneStatus>,
 ) -> Result<(), KernelError> {
-    let _ = (node, view, facts, bgp, status);
-    std::future::pending().await
+    // Subscribed before the first look, so that no change falls between.
+    let mut monitor = Monitor::open()?;
+    let mut task = Task::new(NetlinkKernel::open()?, status)?;
+    loop {
+        let (now_view, now_facts) = (view.borrow_and_update().clone(), facts.borrow_and_update().clone());
+        let now_bgp = bgp.borrow_and_update().clone();
+        task.want(&node, &now_view, now_facts.as_ref(), &now_bgp);
+        task.work(&mut monitor).await?;
+        // Cancel-safe: `changed` only looks, `next` takes a datagram and returns it in one poll.
+        loop {
+            tokio::select! {
+                // A closed channel: its task is gone, and the process is about to end.
+                changed = view.changed() => if changed.is_err() { return Ok(()) } else { break },
+                changed = facts.changed() => if changed.is_err() { return Ok(()) } else { break },
+                changed = bgp.changed() => if changed.is_err() { return Ok(()) } else { break },
+                notices = monitor.next() => task.on_notices(&notices?),
+                () = sleep_until(task.deadline()) => break,
+            }
+        }
+    }
 }
 
-/// Removes from the kernel everything that carries `routed`'s marks.
-///
-/// # Errors
-/// What could not be removed.
-pub(crate) fn cleanup() -> Result<(), KernelError> {
-    Ok(())
+/// When what is due.
+#[derive(Debug)]
+struct Due {
+    tables: Option<Instant>,
+    pods: Option<Instant>,
+    retry: Option<Instant>,
+    full: Instant,
+    nft: Instant,
+}
+
+struct Task {
+    reconciler: Reconciler<NetlinkKernel>,
+    tables: tables::Tables,
+    port: u32,
+    /// Indices of our devices, as last seen.
+    devices: Vec<u32>,
+    desired: Option<Desired>,
+    /// Whether `desired` differs from what the last pass was about.
+    fresh: bool,
+    due: Due,
+    backoff: Duration,
+    /// Failures of the last pass, to tell each only once.
+    told: Vec<String>,
+    pod_problems: Vec<String>,
+    shown: DataplaneStatus,
+    status: watch::Sender<DataplaneStatus>,
+}
+
+impl Task {
+    fn new(kernel: NetlinkKernel, status: watch::Sender<DataplaneStatus>) -> Result<Self, KernelError> {
+        let now = Instant::now();
+        let counters =
+            ["passes", "changes", "repairs", "refusals", "overruns", "pod_routes", "table_repairs"];
+        Ok(Self {
+            port: kernel.port(),
+            reconciler: Reconciler::new(kernel),
+            tables: tables::Tables::open()?,
+            devices: Vec::new(),
+            desired: None,
+            fresh: false,
+            due: Due { tables: None, pods: Some(now), retry: None, full: now, nft: now },
+            backoff: RETRY_FIRST,
+            told: Vec::new(),
+            pod_problems: Vec::new(),
+            shown: DataplaneStatus { counters: counters.map(|name| (name, 0)).into(), ..Default::default() },
+            status,
+        })
+    }
+
+    /// Takes the inputs in.
+    fn want(&mut self, node: &NodeName, view: &ClusterView, facts: Option<&LocalFacts>, bgp: &BgpRoutes) {
+        self.shown.waiting_for.clear();
+        if !view.synced {
+            self.shown.waiting_for.push("a first look at the whole store".to_owned());
+        }
+        let Some(facts) = facts else {
+            self.shown.waiting_for.push("an underlay address".to_owned());
+            return;
+        };
+        if !view.synced {
+            return;
+        }
+        self.shown.mtu = Some(mtu::pod_mtu(view, facts));
+        self.shown.backend = view.config.backend.to_string();
+        let wanted = desired(Inputs { node, view, facts, bgp });
+        self.fresh |= self.desired.as_ref() != Some(&wanted);
+        self.desired = Some(wanted);
+    }
+
+    fn deadline(&self) -> Instant {
+        let due = &self.due;
+        [due.tables, due.pods, due.retry, Some(due.nft)].into_iter().flatten().fold(due.full, Instant::min)
+    }
+
+    fn count(&mut self, name: &'static str, more: usize) {
+        *self.shown.counters.entry(name).or_default() += more as u64;
+    }
+
+    fn on_notices(&mut self, notices: &[Notice]) {
+        let nothing = Desired::default();
+        let desired = self.desired.as_ref().unwrap_or(&nothing);
+        let mut sum = Touched::default();
+        for notice in notices {
+            sum.add(touched(notice, self.port, &self.devices, desired));
+        }
+        if sum.ours {
+            self.reconciler.invalidate();
+            self.due.tables.get_or_insert(Instant::now() + SETTLE);
+        }
+        if sum.pods {
+            self.due.pods.get_or_insert(Instant::now() + POD_SETTLE);
+        }
+        let overruns = notices.iter().filter(|notice| notice.change == Change::Overrun).count();
+        if overruns > 0 {
+            tracing::warn!("kernel notifications were lost, comparing everything");
+            self.count("overruns", overruns);
+        }
+    }
+
+    /// Does what is due.
+    async fn work(&mut self, monitor: &mut Monitor) -> Result<(), KernelError> {
+        let now = Instant::now();
+        let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        let full = self.due.full <= now;
+        if full {
+            self.due.full = now + FULL_COMPARISON;
+            self.reconciler.invalidate();
+        }
+        if is_due(self.due.pods) || full {
+            self.due.pods = None;
+            self.repair_pods();
+        }
+        let disturbed = is_due(self.due.tables);
+        let inputs = std::mem::take(&mut self.fresh);
+        if inputs || disturbed || full || is_due(self.due.retry) {
+            (self.due.tables, self.due.retry) = (None, None);
+            self.pass(monitor, disturbed && !inputs).await?;
+        }
+        if inputs || self.due.nft <= now {
+            self.due.nft = now + tables::LOOK_EVERY;
+            let masquerade = self.desired.as_ref().map(|desired| desired.masquerade.as_ref());
+            let repaired = self.tables.ensure(masquerade);
+            self.count("table_repairs", repaired);
+        }
+        self.publish();
+        Ok(())
+    }
+
+    /// One pass. The monitor is read meanwhile: our own changes alone can fill its buffer.
+    async fn pass(&mut self, monitor: &mut Monitor, repair: bool) -> Result<(), KernelError> {
+        let Some(desired) = self.desired.clone() else { return Ok(()) };
+        let mut problems = sysctls::ensure(self.reconciler.kernel(), &desired);
+        let mut meanwhile = Vec::new();
+        let outcome = {
+            let pass = self.reconciler.reconcile(&desired);
+            tokio::pin!(pass);
+            loop {
+                tokio::select! {
+                    biased;
+                    notices = monitor.next() => {
+                        meanwhile.extend(notices?.into_iter().filter(|n| n.cause != self.port));
+                    }
+                    outcome = &mut pass => break outcome,
+                }
+            }
+        };
+        // Sysctls of a device exist only once the device does.
+        if outcome.changed > 0 {
+            problems = sysctls::ensure(self.reconciler.kernel(), &desired);
+        }
+        self.devices = self.reconciler.device_indices();
+        self.on_notices(&meanwhile);
+        self.finish(desired, outcome, problems, repair);
+        Ok(())
+    }
+
+    fn finish(&mut self, desired: Desired, outcome: Outcome, problems: Vec<String>, repair: bool) {
+        self.count("passes", 1);
+        self.count("changes", outcome.changed);
+        self.count("refusals", outcome.failed);
+        if repair && outcome.changed > 0 {
+            self.count("repairs", outcome.changed);
+            tracing::info!(changes = outcome.changed, "repaired what somebody else had changed");
+        } else if outcome.changed > 0 {
+            tracing::debug!(changes = outcome.changed, "kernel programmed");
+        }
+        if outcome.failed == 0 {
+            self.backoff = RETRY_FIRST;
+            self.shown.programmed = true;
+        } else {
+            self.due.retry = Some(Instant::now() + self.backoff);
+            self.backoff = (self.backoff * 2).min(RETRY_MOST);
+        }
+        let mut all = outcome.failures;
+        if outcome.failed > all.len() {
+            all.push(format!("{} more changes were refused by the kernel", outcome.failed - all.len()));
+        }
+        all.extend(problems);
+        all.extend(desired.problems);
+        for problem in all.iter().filter(|problem| !self.told.contains(problem)) {
+            tracing::warn!("{problem}");
+        }
+        for (node, problem) in &desired.node_problems {
+            if self.shown.node_problems.get(node) != Some(problem) {
+                tracing::warn!(%node, "node cannot be reached: {problem}");
+            }
+        }
+        self.told = all;
+        self.shown.node_problems = desired.node_problems;
+        self.shown.routes = outcome.routes;
+        self.shown.devices = outcome.devices;
+    }
+
+    fn repair_pods(&mut self) {
+        let (records, mut problems) = pods::read_records(Path::new(ENDPOINTS_DIR));
+        match pods::repair(self.reconciler.kernel(), &records) {
+            Ok((0, more)) => problems.extend(more),
+            Ok((added, more)) => {
+                tracing::info!(routes = added, "repaired routes of pods");
+                self.count("pod_routes", added);
+                problems.extend(more);
+            }
+            Err(e) => problems.push(e.to_string()),
+        }
+        self.pod_problems = problems;
+    }
+
+    fn publish(&mut self) {
+        self.shown.problems = self.told.clone();
+        self.shown.problems.extend(self.tables.problems().iter().cloned());
+        self.shown.problems.extend(self.pod_problems.iter().cloned());
+        self.shown.counters.insert("reads", self.reconciler.reads);
+        self.status.send_if_modified(|status| {
+            let changed = *status != self.shown;
+            if changed {
+                status.clone_from(&self.shown);
+            }
+            changed
+        });
+    }
 }

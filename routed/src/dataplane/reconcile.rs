@@ -1,0 +1,195 @@
+//! Brings a kernel to what is desired: read, plan, apply, until nothing is left to do.
+//!
+//! Generic over the kernel, so the same code runs against `FakeKernel` under random disturbance.
+
+use podway_kern::fib::Kernel;
+use podway_kern::rtnl::Request;
+use podway_kern::{KernelError, MissingIsFine as _};
+use podway_model::socket::{DeviceStatus, RouteCounts};
+
+use super::actual::Actual;
+use super::desired::Desired;
+use super::plan::{additions, removals};
+
+/// Rounds of one pass. A device needs two (its index is known after the first), a silent deletion one more.
+const ROUNDS: usize = 8;
+/// Requests handed to the kernel before other tasks get a turn: a few milliseconds.
+const SLICE: usize = 1024;
+/// Failures that are told in words; the rest is counted.
+const FAILURES_TOLD: usize = 5;
+
+/// What one pass came to.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Outcome {
+    /// Requests that the kernel took.
+    pub(crate) changed: usize,
+    /// Requests that it refused in the last round.
+    pub(crate) failed: usize,
+    /// The first of them, in words.
+    pub(crate) failures: Vec<String>,
+    /// Routes in numbers.
+    pub(crate) routes: RouteCounts,
+    /// Our devices.
+    pub(crate) devices: Vec<DeviceStatus>,
+}
+
+/// A kernel and what is known of it.
+#[derive(Debug)]
+pub(crate) struct Reconciler<K> {
+    kernel: K,
+    actual: Option<Actual>,
+    /// Times that the kernel's tables were read back.
+    pub(crate) reads: u64,
+}
+
+/// How one batch ended.
+#[derive(Debug, Default)]
+struct Applied {
+    changed: usize,
+    failed: usize,
+    failures: Vec<String>,
+}
+
+impl<K: Kernel> Reconciler<K> {
+    pub(crate) fn new(kernel: K) -> Self {
+        Self { kernel, actual: None, reads: 0 }
+    }
+
+    /// The kernel.
+    pub(crate) fn kernel(&mut self) -> &mut K {
+        &mut self.kernel
+    }
+
+    /// Somebody else has changed something: what is known is not trusted any more.
+    pub(crate) fn invalidate(&mut self) {
+        self.actual = None;
+    }
+
+    /// Indices of our devices, as far as known.
+    pub(crate) fn device_indices(&self) -> Vec<u32> {
+        self.actual
+            .iter()
+            .flat_map(|actual| actual.devices.values())
+            .map(|device| device.link.index)
+            .collect()
+    }
+
+    /// One pass. Failures do not stop it: what can be done is done, the rest is for the next pass.
+    ///
+    /// Dropping the future half-way leaves a kernel that is partly programmed, never a torn copy of it.
+    pub(crate) async fn reconcile(&mut self, desired: &Desired) -> Outcome {
+        let mut outcome = Outcome::default();
+        for _ in 0..ROUNDS {
+            match self.round(desired).await {
+                Ok(applied) => {
+                    outcome.changed += applied.changed;
+                    outcome.failed = applied.failed;
+                    outcome.failures = applied.failures;
+                    if applied.changed == 0 {
+                        break;
+                    }
+                }
+                Err(e) => {
+                    self.invalidate();
+                    outcome.failed += 1;
+                    outcome.failures.push(e.to_string());
+                    break;
+                }
+            }
+        }
+        if let Some(actual) = &self.actual {
+            outcome.devices = devices(actual);
+            outcome.routes.actual = actual.routes.len();
+            outcome.routes.failed =
+                desired.routes.keys().filter(|key| !actual.routes.contains_key(key)).count();
+        }
+        outcome.routes.desired = desired.routes.len();
+        outcome
+    }
+
+    async fn round(&mut self, desired: &Desired) -> Result<Applied, KernelError> {
+        let mut sum = Applied::default();
+        for plan in [additions, removals] {
+            let actual = match &self.actual {
+                Some(actual) => actual,
+                None => {
+                    self.reads += 1;
+                    self.actual.insert(Actual::read(&mut self.kernel)?)
+                }
+            };
+            let requests = plan(desired, actual);
+            self.apply(&requests, &mut sum).await?;
+        }
+        Ok(sum)
+    }
+
+    async fn apply(&mut self, requests: &[Request<'static>], sum: &mut Applied) -> Result<(), KernelError> {
+        for slice in requests.chunks(SLICE) {
+            let results = self.kernel.apply(slice)?;
+            for (request, result) in slice.iter().zip(results) {
+                // What is gone already needs no deletion; but the copy was wrong then.
+                let missing = matches!(&result, Err(e) if e.is_missing()) && is_deletion(request);
+                let result = if missing { result.missing_is_fine() } else { result };
+                match result {
+                    Ok(()) => {
+                        sum.changed += 1;
+                        let whole = self.actual.as_mut().is_some_and(|actual| actual.note(request));
+                        if missing || !whole {
+                            self.actual = None;
+                        }
+                    }
+                    Err(e) => {
+                        sum.failed += 1;
+                        if sum.failures.len() < FAILURES_TOLD {
+                            sum.failures.push(explain(request, &e));
+                        }
+                        // EEXIST, ENOENT and their like: the kernel is not as we thought.
+                        self.actual = None;
+                    }
+                }
+            }
+            tokio::task::yield_now().await;
+        }
+        Ok(())
+    }
+}
+
+fn is_deletion(request: &Request<'_>) -> bool {
+    matches!(
+        request,
+        Request::DeleteRoute(_)
+            | Request::DeleteNextHop(_)
+            | Request::DeleteNeighbour(_)
+            | Request::DeleteFdb(_)
+            | Request::DeleteAddress(_)
+            | Request::DeleteLink(_)
+    )
+}
+
+/// The kernel's refusal, with the likely cause where it is known.
+fn explain(request: &Request<'_>, error: &KernelError) -> String {
+    let hint = match request {
+        Request::AddRoute(_) if error.is_exists() => {
+            ": a route that is not ours is in the way, and is left alone (see `ip route`)"
+        }
+        Request::AddVxlan(_) if error.is_exists() => {
+            ": another device has this VNI and port, such as flannel.1; remove it, or change vxlan.vni or \
+             vxlan.port"
+        }
+        _ => "",
+    };
+    format!("{error}{hint}")
+}
+
+fn devices(actual: &Actual) -> Vec<DeviceStatus> {
+    actual
+        .devices
+        .values()
+        .map(|device| DeviceStatus {
+            name: device.link.name.clone(),
+            mac: device.link.mac,
+            mtu: device.link.mtu,
+            peers: device.fdb.len(),
+        })
+        .collect()
+}
