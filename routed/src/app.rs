@@ -20,13 +20,14 @@
 //! travel in `watch` channels: only the latest counts, and nobody can fall behind. No task may end: the end of one
 //! is the end of the process, and nothing in the kernel changes by it.
 
-use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use podway_daemon::admin::AdminSocket;
 use podway_daemon::{Process, Shutdown};
+use podway_ipam::LeaseStore;
 use podway_model::names;
 use podway_model::socket::{RoutedReply, RoutedRequest};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -175,8 +176,14 @@ impl Summary {
 async fn answer(question: RoutedRequest, summary: Summary, queries: mpsc::Sender<Query>) -> RoutedReply {
     match question {
         RoutedRequest::Status => {
-            let leased = BTreeMap::new();
-            RoutedReply::Status(Box::new(summary.with(|inputs| status::status(inputs, &leased))))
+            match LeaseStore::open(&summary.identity.ipam_dir, &summary.identity.boot_id) {
+                Ok(leases) => {
+                    let held: Vec<IpAddr> = leases.ledger().leases().flat_map(|lease| lease.ips()).collect();
+                    drop(leases);
+                    RoutedReply::Status(Box::new(summary.with(|inputs| status::status(inputs, &held))))
+                }
+                Err(error) => RoutedReply::Failed { reason: error.to_string() },
+            }
         }
         RoutedRequest::BgpPeers => match ask(&queries, Query::Peers).await {
             Some(peers) => RoutedReply::BgpPeers { peers },

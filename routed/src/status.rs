@@ -1,10 +1,8 @@
 //! What `routed` tells people: the answers on its socket, readiness, metrics. A pure summary of what the parts
 //! publish.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use ipnet::IpNet;
 use podway_model::ids::{InstanceId, NodeName};
 use podway_model::socket::{BlockStatus, NodeStatus, RoutedStatus};
 
@@ -54,8 +52,8 @@ pub(crate) fn waiting_for(inputs: &Inputs<'_>) -> Vec<String> {
     missing
 }
 
-/// The whole answer to `podwayctl status`. `leased` has the number of leases per own block.
-pub(crate) fn status(inputs: &Inputs<'_>, leased: &BTreeMap<IpNet, u32>) -> RoutedStatus {
+/// The whole answer to `podwayctl status`. `held` are the addresses that are leased on this node.
+pub(crate) fn status(inputs: &Inputs<'_>, held: &[IpAddr]) -> RoutedStatus {
     let view = inputs.view;
     let dataplane = inputs.dataplane;
     let tunnels = [view.tunnel_v4.map(IpAddr::V4), view.tunnel_v6.map(IpAddr::V6)];
@@ -81,7 +79,7 @@ pub(crate) fn status(inputs: &Inputs<'_>, leased: &BTreeMap<IpNet, u32>) -> Rout
                 cidr: block.cidr,
                 pool: block.pool.to_string(),
                 state: state_name(block.state).to_owned(),
-                leased: leased.get(&block.cidr).copied().unwrap_or(0),
+                leased: saturating(held.iter().filter(|address| block.cidr.contains(*address)).count()),
             })
             .collect(),
         devices: dataplane.devices.clone(),
@@ -90,6 +88,10 @@ pub(crate) fn status(inputs: &Inputs<'_>, leased: &BTreeMap<IpNet, u32>) -> Rout
         problems,
         counters: dataplane.counters.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect(),
     }
+}
+
+fn saturating(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
 }
 
 fn addresses(facts: &LocalFacts) -> Vec<IpAddr> {
@@ -208,10 +210,10 @@ mod tests {
         parts.dataplane.node_problems.insert("n2".parse().unwrap(), "not on link".into());
         parts.dataplane.problems.push("first".into());
         parts.view.problems.push("last".into());
-        let leased = [("10.244.0.0/26".parse().unwrap(), 7)].into();
-        let status = status(&parts.inputs(), &leased);
+        let held = ["10.244.0.1", "10.244.0.63", "10.244.0.64"].map(|ip| ip.parse().unwrap());
+        let status = status(&parts.inputs(), &held);
         assert!(status.ready);
-        assert_eq!(status.blocks[0].leased, 7);
+        assert_eq!(status.blocks[0].leased, 2);
         assert_eq!(status.problems, ["first", "last"]);
         assert_eq!(status.nodes[0].problem.as_deref(), Some("not on link"));
         assert_eq!(status.addresses, [IpAddr::from([192, 168, 0, 1])]);
