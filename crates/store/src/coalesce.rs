@@ -80,7 +80,10 @@ impl Pending {
 
     /// Whether there is nothing to send.
     pub(crate) fn is_empty(&self) -> bool {
-        self.availability.is_none() && self.snapshot.is_none() && self.changes.is_empty() && self.problems.is_none()
+        self.availability.is_none()
+            && self.snapshot.is_none()
+            && self.changes.is_empty()
+            && self.problems.is_none()
     }
 
     /// The next event for the consumer: "back" before data, "away" after data.

@@ -20,6 +20,8 @@
 //! What is not here: which keys exist and what they mean (`podway-model`), and decisions about them (`routed`).
 
 mod coalesce;
+#[cfg(test)]
+mod conformance;
 mod error;
 mod etcd;
 pub mod fake;
@@ -201,9 +203,11 @@ pub trait Store: Send + Sync + std::fmt::Debug {
 
 /// Whether `key` is under one of the prefixes: begins with one that ends with a slash (or is empty), or is one.
 pub(crate) fn is_watched(prefixes: &[String], key: &str) -> bool {
-    prefixes.iter().any(|prefix| {
-        if is_folder(prefix) { key.starts_with(prefix.as_str()) } else { key == prefix }
-    })
+    prefixes.iter().any(
+        |prefix| {
+            if is_folder(prefix) { key.starts_with(prefix.as_str()) } else { key == prefix }
+        },
+    )
 }
 
 /// Whether a prefix names all keys below it, not one key.

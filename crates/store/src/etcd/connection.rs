@@ -141,7 +141,9 @@ impl Connection {
             let index = (slot.next + i) % self.config.endpoints.len();
             let endpoint = &self.config.endpoints[index];
             let attempt = timeout(CONNECT * 2, self.connect(endpoint)).await;
-            match attempt.unwrap_or_else(|_| Err(StoreError::Timeout { endpoint: endpoint.clone(), after: CONNECT * 2 })) {
+            match attempt.unwrap_or_else(|_| {
+                Err(StoreError::Timeout { endpoint: endpoint.clone(), after: CONNECT * 2 })
+            }) {
                 Ok(mut connected) => {
                     slot.last_number += 1;
                     connected.number = slot.last_number;
@@ -156,9 +158,10 @@ impl Connection {
         let others = errors.len().saturating_sub(1);
         let telling = errors.iter().position(|error| !error.is_unsure()).unwrap_or(0);
         Err(match errors.into_iter().nth(telling) {
-            Some(StoreError::Unavailable { endpoint, cause }) if others > 0 => {
-                StoreError::Unavailable { endpoint, cause: format!("{cause}; nor are {others} other endpoints") }
-            }
+            Some(StoreError::Unavailable { endpoint, cause }) if others > 0 => StoreError::Unavailable {
+                endpoint,
+                cause: format!("{cause}; nor are {others} other endpoints"),
+            },
             Some(error) => error,
             None => StoreError::Unavailable { endpoint: self.endpoints(), cause: "no endpoints".into() },
         })
@@ -184,7 +187,8 @@ impl Connection {
             options = options.with_tls(tls);
         }
         if let (Some(user), Some(password)) = (&self.config.username, &self.config.password_file) {
-            let password = String::from_utf8_lossy(&file(password)?).trim_end_matches(['\r', '\n']).to_owned();
+            let password =
+                String::from_utf8_lossy(&file(password)?).trim_end_matches(['\r', '\n']).to_owned();
             options = options.with_user(user, password).with_auto_token_refresh(true);
         }
         let failed = |error| classify(error, endpoint, "log in", "");
@@ -218,7 +222,8 @@ impl Connection {
             Err(_) => Err(StoreError::Timeout { endpoint: connected.endpoint.clone(), after: CALL }),
         };
         // A denied call may be an expired token: the next connection logs in again.
-        if let Err(StoreError::Unavailable { .. } | StoreError::Timeout { .. } | StoreError::Denied { .. }) = result
+        if let Err(StoreError::Unavailable { .. } | StoreError::Timeout { .. } | StoreError::Denied { .. }) =
+            result
         {
             self.failed(connected).await;
         }
@@ -273,7 +278,8 @@ pub(super) fn classify(error: Error, endpoint: &str, what: &str, key: &str) -> S
     };
     let cause = status.message().to_owned();
     // Wrong user or password come as INVALID_ARGUMENT (etcd, `rpctypes/error.go`).
-    let login = cause.contains("authentication") || cause.contains("user name") || cause.contains("auth token");
+    let login =
+        cause.contains("authentication") || cause.contains("user name") || cause.contains("auth token");
     match status.code() as i32 {
         code::PERMISSION_DENIED | code::UNAUTHENTICATED => {
             StoreError::Denied { endpoint, what: format!("{what} {key}").trim_end().to_owned(), cause }

@@ -11,6 +11,10 @@
 
 mod connection;
 mod lease;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 use std::sync::Arc;
@@ -50,10 +54,8 @@ impl EtcdStore {
     ) -> Result<Written, StoreError> {
         let full = self.connection.full_key(key);
         let txn = Txn::new().when([condition]).and_then([write]).or_else([TxnOp::get(full, None)]);
-        let answer = self
-            .connection
-            .once(what, key, async move |mut client: Client| client.txn(txn).await)
-            .await?;
+        let answer =
+            self.connection.once(what, key, async move |mut client: Client| client.txn(txn).await).await?;
         let revision = answer.header().map_or(0, |header| header.revision());
         if answer.succeeded() {
             return Ok(Written::Done { revision });
@@ -137,7 +139,9 @@ impl Store for EtcdStore {
             let write = TxnOp::put(self.connection.full_key(key), value, Some(options));
             match self.conditional("write", key, self.condition(key, expect), write).await {
                 // The lease ended before its keeper noticed; nothing was written, so once more with a new one.
-                Err(StoreError::Refused { cause, .. }) if attempts == 0 && connection::is_lease_lost(&cause) => {
+                Err(StoreError::Refused { cause, .. })
+                    if attempts == 0 && connection::is_lease_lost(&cause) =>
+                {
                     attempts += 1;
                     self.lease.forget(lease).await;
                 }

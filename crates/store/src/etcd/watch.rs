@@ -259,7 +259,10 @@ fn take(
 
 fn watch_ended(connected: &Connected, response: &WatchResponse, cause: String) -> Stop {
     if response.compact_revision() > 0 {
-        return Stop::Relist(format!("history before revision {} was compacted", response.compact_revision()));
+        return Stop::Relist(format!(
+            "history before revision {} was compacted",
+            response.compact_revision()
+        ));
     }
     lost(connected, if cause.is_empty() { "the watch was cancelled" } else { &cause })
 }

@@ -52,15 +52,15 @@ impl Default for FakeServer {
 impl FakeServer {
     /// An empty store. Must be called within a tokio runtime.
     pub fn new() -> Self {
-        let shared =
-            Shared { start: Instant::now(), mem: Mutex::new(Mem::new()), changed: Notify::new() };
+        let shared = Shared { start: Instant::now(), mem: Mutex::new(Mem::new()), changed: Notify::new() };
         Self { shared: Arc::new(shared) }
     }
 
     /// A client as one process has it.
     pub fn client(&self, lease_time: Duration) -> Arc<FakeStore> {
         let state = ClientState { faults: Faults::default(), lease: None };
-        let client = FakeStore { shared: self.shared.clone(), lease_time, state: Arc::new(Mutex::new(state)) };
+        let client =
+            FakeStore { shared: self.shared.clone(), lease_time, state: Arc::new(Mutex::new(state)) };
         tokio::spawn(keep_alive(Arc::downgrade(&client.state), self.shared.clone(), lease_time));
         Arc::new(client)
     }

@@ -81,9 +81,14 @@ impl KeyFolder {
 
     fn path(&self, key: &str) -> io::Result<PathBuf> {
         // Keys become paths, so a key must not lead out of the folder or collide with a folder.
-        let fits = |part: &str| !part.is_empty() && !part.starts_with('.') && part.len() <= 255 && !part.contains('\0');
+        let fits = |part: &str| {
+            !part.is_empty() && !part.starts_with('.') && part.len() <= 255 && !part.contains('\0')
+        };
         if !key.split('/').all(fits) {
-            return Err(io::Error::new(ErrorKind::InvalidInput, format!("{key:?} cannot be the name of a file")));
+            return Err(io::Error::new(
+                ErrorKind::InvalidInput,
+                format!("{key:?} cannot be the name of a file"),
+            ));
         }
         Ok(self.root.join("keys").join(key))
     }
@@ -133,7 +138,12 @@ impl Locked<'_> {
     pub(super) fn get(&self, key: &str) -> io::Result<Option<Stored>> {
         match self.folder.read_file(&self.folder.path(key)?, key) {
             Ok(stored) => Ok(Some(stored).filter(|s| !s.has_ended())),
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::IsADirectory) => {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::IsADirectory
+                ) =>
+            {
                 Ok(None)
             }
             Err(error) => Err(error),
@@ -204,7 +214,8 @@ impl Locked<'_> {
     pub(super) fn delete(&self, key: &str, expect: Option<i64>) -> io::Result<Written> {
         let path = self.folder.path(key)?;
         let found = self.get(key)?.map(|stored| stored.entry);
-        let matches = found.as_ref().is_some_and(|e| expect.is_none_or(|expected| e.mod_revision == expected));
+        let matches =
+            found.as_ref().is_some_and(|e| expect.is_none_or(|expected| e.mod_revision == expected));
         if !matches {
             return Ok(Written::Refused { found });
         }

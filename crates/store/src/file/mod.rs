@@ -169,7 +169,8 @@ impl Place {
                 }
                 if let Some(document) = read.values.get(&key) {
                     let file = &document.file;
-                    all.problems.push(format!("{file}: overrides {key}, which was also written to the store"));
+                    all.problems
+                        .push(format!("{file}: overrides {key}, which was also written to the store"));
                 } else {
                     all.entries.insert(key, stored.entry);
                 }

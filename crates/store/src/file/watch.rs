@@ -153,7 +153,9 @@ impl Changes {
 
     async fn relevant(&mut self) -> io::Result<()> {
         loop {
-            let Some(event) = self.events.next().await else { return Err(io::ErrorKind::UnexpectedEof.into()) };
+            let Some(event) = self.events.next().await else {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            };
             let event: EventOwned = event?;
             let gone = inotify::EventMask::DELETE_SELF
                 | inotify::EventMask::MOVE_SELF

@@ -1,0 +1,257 @@
+//! etcd's own ways to go wrong, with a real one.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+
+use etcd_client::{Client, Permission, PermissionType};
+use podway_model::config::{EtcdConfig, StoreConfig};
+
+use super::testing::{Etcd, eventually, with_etcd};
+use crate::conformance::Consumer;
+use crate::{Store, StoreError, open};
+
+const PORT: u16 = 2379;
+
+fn config() -> EtcdConfig {
+    EtcdConfig { lease_seconds: 2, ..EtcdConfig::default() }
+}
+
+fn store(config: EtcdConfig) -> Arc<dyn Store> {
+    open(&StoreConfig::Etcd(config)).unwrap()
+}
+
+fn endpoint(port: u16) -> String {
+    format!("http://127.0.0.1:{port}")
+}
+
+async fn up(store: &Arc<dyn Store>) {
+    eventually("etcd answers", || async { store.get("config").await.ok() }).await;
+}
+
+async fn client(port: u16) -> Client {
+    eventually("etcd answers", || async move {
+        let mut client = Client::connect([endpoint(port)], None).await.ok()?;
+        client.get("x", None).await.ok()?;
+        Some(client)
+    })
+    .await
+}
+
+#[test]
+fn absent_at_start_it_is_told_once_and_works_when_it_comes() {
+    with_etcd("absent_at_start_it_is_told_once_and_works_when_it_comes", |folder| async move {
+        let store = store(config());
+        let error = store.get("config").await.unwrap_err();
+        assert!(error.is_unsure() && error.to_string().contains("127.0.0.1:2379"), "{error}");
+        let mut watch = store.watch(&["nodes/"]);
+        let mut seen = Consumer::default();
+        seen.until(&mut watch, "its absence", |c| c.away.is_some()).await;
+        let _etcd = Etcd::start(&folder, PORT, &[]);
+        seen.until(&mut watch, "the snapshot", |c| c.snapshots == 1 && c.away.is_none()).await;
+        store.put("nodes/a", b"1").await.unwrap();
+        seen.until(&mut watch, "a change", |c| c.has("nodes/a", "1")).await;
+    });
+}
+
+#[test]
+fn a_restart_is_resumed_from_the_revision_and_a_compaction_is_read_anew() {
+    with_etcd("a_restart_is_resumed_from_the_revision_and_a_compaction_is_read_anew", |folder| async move {
+        let etcd = Etcd::start(&folder, PORT, &[]);
+        let store = store(config());
+        up(&store).await;
+        store.put("nodes/a", b"1").await.unwrap();
+        let mut watch = store.watch(&["nodes/"]);
+        let mut seen = Consumer::default();
+        seen.until(&mut watch, "the snapshot", |c| c.snapshots == 1).await;
+        store.put("nodes/a", b"2").await.unwrap();
+        seen.until(&mut watch, "a change", |c| c.has("nodes/a", "2")).await;
+
+        // While nobody watches: on another port.
+        etcd.stop();
+        seen.until(&mut watch, "its absence", |c| c.away.is_some()).await;
+        let etcd = Etcd::start(&folder, 2999, &[]);
+        let mut behind = client(2999).await;
+        behind.put("/podway/v1/nodes/a", "3", None).await.unwrap();
+        behind.put("/podway/v1/nodes/b", "3", None).await.unwrap();
+        etcd.stop();
+        let etcd = Etcd::start(&folder, PORT, &[]);
+        seen.until(&mut watch, "what was missed", |c| c.has("nodes/b", "3") && c.has("nodes/a", "3")).await;
+        assert_eq!(seen.snapshots, 1, "resumed, not read anew");
+
+        etcd.stop();
+        seen.until(&mut watch, "its absence", |c| c.away.is_some()).await;
+        let etcd = Etcd::start(&folder, 2999, &[]);
+        let mut behind = client(2999).await;
+        behind.delete("/podway/v1/nodes/a", None).await.unwrap();
+        let put = behind.put("/podway/v1/nodes/c", "4", None).await.unwrap();
+        behind.compact(put.header().unwrap().revision(), None).await.unwrap();
+        etcd.stop();
+        let _etcd = Etcd::start(&folder, PORT, &[]);
+        seen.until(&mut watch, "the new snapshot", |c| c.snapshots == 2).await;
+        assert!(seen.has("nodes/c", "4") && !seen.entries.contains_key("nodes/a"));
+    });
+}
+
+#[test]
+fn a_cluster_restored_to_an_older_revision_is_read_anew() {
+    with_etcd("a_cluster_restored_to_an_older_revision_is_read_anew", |folder| async move {
+        let (now, backup) = (folder.join("now"), folder.join("backup"));
+        let etcd = Etcd::start(&now, PORT, &[]);
+        let store = store(config());
+        up(&store).await;
+        store.put("nodes/old", b"1").await.unwrap();
+        etcd.stop();
+        let copied = Command::new("cp").arg("-a").args([&now, &backup]).status().unwrap();
+        assert!(copied.success());
+        let etcd = Etcd::start(&now, PORT, &[]);
+        up(&store).await;
+        let mut watch = store.watch(&["nodes/"]);
+        let mut seen = Consumer::default();
+        seen.until(&mut watch, "the snapshot", |c| c.snapshots == 1).await;
+        store.put("nodes/new", b"2").await.unwrap();
+        seen.until(&mut watch, "the change", |c| c.has("nodes/new", "2")).await;
+        etcd.stop();
+        seen.until(&mut watch, "its absence", |c| c.away.is_some()).await;
+
+        // The backup comes back, and by the time that we look it has reached the very revision we knew.
+        let etcd = Etcd::start(&backup, 2999, &[]);
+        client(2999).await.put("/podway/v1/nodes/other", "3", None).await.unwrap();
+        etcd.stop();
+        let _etcd = Etcd::start(&backup, PORT, &[]);
+        seen.until(&mut watch, "the new snapshot", |c| c.snapshots == 2).await;
+        assert!(seen.has("nodes/other", "3") && !seen.entries.contains_key("nodes/new"));
+    });
+}
+
+#[test]
+fn endpoints_that_are_down_are_passed_over() {
+    with_etcd("endpoints_that_are_down_are_passed_over", |folder| async move {
+        let _etcd = Etcd::start(&folder, PORT, &[]);
+        let endpoints = vec![endpoint(1), endpoint(2), endpoint(PORT)];
+        let store = store(EtcdConfig { endpoints, ..config() });
+        up(&store).await;
+        for i in 0..20 {
+            store.put("nodes/a", i.to_string().as_bytes()).await.unwrap();
+        }
+        let mut seen = Consumer::default();
+        seen.until(&mut store.watch(&["nodes/"]), "the snapshot", |c| c.has("nodes/a", "19")).await;
+    });
+}
+
+#[test]
+fn users_log_in_and_may_write_only_what_their_role_says() {
+    with_etcd("users_log_in_and_may_write_only_what_their_role_says", |folder| async move {
+        // Tokens that end after 2 s: the store must log in again by itself.
+        let more = ["--auth-token-ttl=2".to_owned()];
+        let _etcd = Etcd::start(&folder, PORT, &more);
+        let mut admin = client(PORT).await;
+        admin.role_add("node-a").await.unwrap();
+        let all = Permission::new(PermissionType::Read, "/podway/v1/").with_prefix();
+        let own = Permission::new(PermissionType::Write, "/podway/v1/claims/a/").with_prefix();
+        admin.role_grant_permission("node-a", all).await.unwrap();
+        admin.role_grant_permission("node-a", own).await.unwrap();
+        admin.user_add("a", "secret", None).await.unwrap();
+        admin.user_grant_role("a", "node-a").await.unwrap();
+        admin.user_add("root", "root", None).await.unwrap();
+        admin.user_grant_role("root", "root").await.unwrap();
+        admin.auth_enable().await.unwrap();
+
+        let password_file = folder.join("password");
+        std::fs::write(&password_file, "secret\n").unwrap();
+        let user =
+            EtcdConfig { username: Some("a".into()), password_file: Some(password_file.clone()), ..config() };
+        let logged_in = store(user.clone());
+        up(&logged_in).await;
+        logged_in.put("claims/a/10.0.0.0-26", b"mine").await.unwrap();
+        let denied = logged_in.put("claims/b/10.0.0.64-26", b"not mine").await.unwrap_err();
+        assert!(matches!(&denied, StoreError::Denied { what, .. } if what.contains("claims/b")), "{denied}");
+        let mut seen = Consumer::default();
+        seen.until(&mut logged_in.watch(&["claims/"]), "the snapshot", |c| c.entries.len() == 1).await;
+
+        let start = std::time::Instant::now();
+        eventually("the token has ended", || async {
+            logged_in.get("config").await.unwrap();
+            (start.elapsed() > std::time::Duration::from_secs(4)).then_some(())
+        })
+        .await;
+        logged_in.put("claims/a/10.0.0.0-26", b"still mine").await.unwrap();
+
+        std::fs::write(&password_file, "wrong").unwrap();
+        let refused = store(user).get("config").await.unwrap_err();
+        assert!(matches!(refused, StoreError::Denied { .. }), "{refused}");
+    });
+}
+
+fn openssl(folder: &Path, arguments: &str) -> bool {
+    let done = Command::new("openssl").args(arguments.split(' ')).current_dir(folder).output();
+    done.is_ok_and(|output| output.status.success())
+}
+
+/// A certification authority, a server and a client.
+fn make_certificates(folder: &Path) -> bool {
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2";
+    std::fs::write(folder.join("server.ext"), "subjectAltName=IP:127.0.0.1\n").unwrap();
+    std::fs::write(folder.join("client.ext"), "extendedKeyUsage=clientAuth\n").unwrap();
+    let mut done = openssl(folder, &format!("req -x509 {key} -subj /CN=ca -keyout ca.key -out ca.pem"));
+    for name in ["server", "client"] {
+        done &= openssl(
+            folder,
+            &format!("req -new {key} -subj /CN={name} -keyout {name}.key -out {name}.csr"),
+        ) && openssl(
+            folder,
+            &format!(
+                "x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile {name}.ext -out {name}.pem"
+            ),
+        );
+    }
+    done
+}
+
+#[test]
+fn tls_with_client_certificates() {
+    with_etcd("tls_with_client_certificates", |folder| async move {
+        if !make_certificates(&folder) {
+            println!("SKIP tls_with_client_certificates: needs openssl on PATH");
+            return;
+        }
+        let file = |name: &str| folder.join(name);
+        let more = [
+            "--listen-client-urls=https://127.0.0.1:2379".to_owned(),
+            "--advertise-client-urls=https://127.0.0.1:2379".to_owned(),
+            "--client-cert-auth".to_owned(),
+            format!("--trusted-ca-file={}", file("ca.pem").display()),
+            format!("--cert-file={}", file("server.pem").display()),
+            format!("--key-file={}", file("server.key").display()),
+        ];
+        let _etcd = Etcd::start(&folder.join("data"), PORT, &more);
+        let with_certificate = EtcdConfig {
+            endpoints: vec!["https://127.0.0.1:2379".into()],
+            ca_file: Some(file("ca.pem")),
+            cert_file: Some(file("client.pem")),
+            key_file: Some(file("client.key")),
+            ..config()
+        };
+        let without = EtcdConfig { cert_file: None, key_file: None, ..with_certificate.clone() };
+        let store_with = store(with_certificate);
+        up(&store_with).await;
+        store_with.put("nodes/a", b"1").await.unwrap();
+        assert!(store(without).get("nodes/a").await.is_err());
+    });
+}
+
+#[test]
+fn what_the_configuration_gets_wrong_is_told_at_once() {
+    let wrong = EtcdConfig {
+        endpoints: vec!["etcd:2379".into(), "https://a:2379".into()],
+        key_file: Some("/nonexistent/key.pem".into()),
+        ..config()
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let mistakes = runtime.block_on(async { open(&StoreConfig::Etcd(wrong)).unwrap_err() });
+    let text = mistakes.to_string();
+    assert_eq!(mistakes.0.len(), 3, "{text}");
+    for part in ["etcd:2379", "caFile", "/nonexistent/key.pem"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}
