@@ -17,59 +17,59 @@ use podway_model::ids::{IfName, Mtu, NodeName, ObjectName};
 
 /// The cluster as this node sees it. Owner: `cluster`.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct ClusterView {
+pub(crate) struct ClusterView {
     /// Whether a whole snapshot of the store has been read since start. Nothing may be removed from the kernel
     /// before this is true.
-    pub synced: bool,
+    pub(crate) synced: bool,
     /// Store revision that this view reflects.
-    pub revision: i64,
+    pub(crate) revision: i64,
     /// State of the connection to the store, in words.
-    pub store: String,
+    pub(crate) store: String,
     /// The cluster's configuration.
-    pub config: ClusterConfig,
+    pub(crate) config: ClusterConfig,
     /// Usable pools: those that overlap others or are invalid are left out and stand in `problems`.
-    pub pools: BTreeMap<ObjectName, Pool>,
+    pub(crate) pools: BTreeMap<ObjectName, Pool>,
     /// All nodes that have a record or a claim, this one included.
-    pub nodes: BTreeMap<NodeName, NodeView>,
+    pub(crate) nodes: BTreeMap<NodeName, NodeView>,
     /// This node's own blocks, in the order in which they were claimed.
-    pub own_blocks: Vec<OwnBlock>,
+    pub(crate) own_blocks: Vec<OwnBlock>,
     /// Address reserved for this node in its first IPv4 block.
-    pub tunnel_v4: Option<Ipv4Addr>,
+    pub(crate) tunnel_v4: Option<Ipv4Addr>,
     /// Address reserved for this node in its first IPv6 block.
-    pub tunnel_v6: Option<Ipv6Addr>,
+    pub(crate) tunnel_v6: Option<Ipv6Addr>,
     /// Reflector roles given by hand.
-    pub reflectors: BTreeMap<NodeName, Reflector>,
+    pub(crate) reflectors: BTreeMap<NodeName, Reflector>,
     /// BGP peers outside the cluster.
-    pub peers: BTreeMap<ObjectName, BgpPeer>,
+    pub(crate) peers: BTreeMap<ObjectName, BgpPeer>,
     /// Store values that cannot be used, and why.
-    pub problems: Vec<String>,
+    pub(crate) problems: Vec<String>,
 }
 
 /// A node as the store shows it.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct NodeView {
+pub(crate) struct NodeView {
     /// What it says of itself; none: only claims are there.
-    pub record: Option<NodeRecord>,
+    pub(crate) record: Option<NodeRecord>,
     /// Whether its sign of life is there. A hint: never a reason to remove anything.
-    pub live: bool,
+    pub(crate) live: bool,
     /// Blocks whose claim it has won and confirmed.
-    pub blocks: BTreeSet<IpNet>,
+    pub(crate) blocks: BTreeSet<IpNet>,
 }
 
 /// A block of this node.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OwnBlock {
+pub(crate) struct OwnBlock {
     /// Its range.
-    pub cidr: IpNet,
+    pub(crate) cidr: IpNet,
     /// Its pool.
-    pub pool: ObjectName,
+    pub(crate) pool: ObjectName,
     /// How far its life has come.
-    pub state: OwnBlockState,
+    pub(crate) state: OwnBlockState,
 }
 
 /// Life of an own block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum OwnBlockState {
+pub(crate) enum OwnBlockState {
     /// Claimed, not yet seen to have won: not in the node file, not routed, not announced.
     Pending,
     /// Ours.
@@ -82,27 +82,27 @@ pub enum OwnBlockState {
 
 /// What the kernel says of this node's underlay. Owner: `underlay`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LocalFacts {
+pub(crate) struct LocalFacts {
     /// Address on the underlay.
-    pub address_v4: Option<Ipv4Addr>,
+    pub(crate) address_v4: Option<Ipv4Addr>,
     /// Address on the underlay.
-    pub address_v6: Option<Ipv6Addr>,
+    pub(crate) address_v6: Option<Ipv6Addr>,
     /// Prefixes on link, by interface index: who is in one of them needs no gateway.
-    pub on_link: Vec<(u32, IpNet)>,
+    pub(crate) on_link: Vec<(u32, IpNet)>,
     /// The interface that has the address.
-    pub interface: IfName,
+    pub(crate) interface: IfName,
     /// Its index.
-    pub ifindex: u32,
+    pub(crate) ifindex: u32,
     /// Its MTU.
-    pub mtu: Mtu,
+    pub(crate) mtu: Mtu,
 }
 
 /// Routes that BGP wants in the kernel. Owner: `bgp`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct BgpRoutes {
+pub(crate) struct BgpRoutes {
     /// Whether every peer that was up has sent its whole table, or the deferral time is over. Routes of an
     /// earlier run must not be swept before this is true.
-    pub synced: bool,
+    pub(crate) synced: bool,
     /// Best paths: destination to next hops, stale ones included.
-    pub routes: BTreeMap<IpNet, Vec<IpAddr>>,
+    pub(crate) routes: BTreeMap<IpNet, Vec<IpAddr>>,
 }
