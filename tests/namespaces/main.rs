@@ -1,0 +1,50 @@
+//! Real daemons, plugin, etcd and kernel in a cluster of namespaces. Needs root.
+//!
+//! Every test brings up a lab of its own; nothing of the host is touched. Logs of daemons lie in
+//! `target/lab/<test>`.
+
+mod bad_input;
+mod connectivity;
+mod enforcement;
+mod restarts;
+mod store_outage;
+
+use anyhow::Result;
+use podway_model::cluster::Backend;
+use podway_testkit::cluster::{Cluster, ClusterOptions, PodPlan};
+use podway_testkit::root_or_skip;
+
+/// Runs the body of a test with its error as the test's failure, or skips it without root.
+#[expect(clippy::panic, reason = "a test's way to fail")]
+fn run(test: &str, body: impl FnOnce() -> Result<()>) {
+    if !root_or_skip(test) {
+        return;
+    }
+    if let Err(error) = body() {
+        panic!("{error:?}");
+    }
+}
+
+/// A cluster with two pods per node, `a-<n>` in namespace `demo` and `b-<n>` in namespace `ops`.
+fn cluster_with_pods(options: ClusterOptions) -> Result<Cluster> {
+    let mut cluster = Cluster::up(options)?;
+    cluster.add_namespaces(&[("demo", &[("team", "shop")]), ("ops", &[("team", "ops")])])?;
+    let plans: Vec<PodPlan> = (0..cluster.lab.nodes.len())
+        .flat_map(|node| [("demo", "a", node), ("ops", "b", node)])
+        .map(|(namespace, app, node)| PodPlan {
+            namespace: namespace.to_owned(),
+            name: format!("{app}-{}", node + 1),
+            node,
+            labels: vec![("app".to_owned(), app.to_owned())],
+        })
+        .collect();
+    cluster.add_pods(&plans)?;
+    Ok(cluster)
+}
+
+/// Two nodes on this backend: the least that has an "across".
+fn two_nodes(test: &str, backend: Backend) -> ClusterOptions {
+    let mut options = ClusterOptions::new(test, backend);
+    options.lab.nodes = 2;
+    options
+}
