@@ -189,7 +189,7 @@ fn delete_by_name_and_by_file() {
     ran.expect(
         0,
         "pod/shop/web-0 deleted\nnamespace/shop deleted\nbgppeer/tor-a deleted\nreflector/n1 deleted\n\
-         pool/fixed-v6 deleted\npool/default-v4 deleted\nclusterconfig/default deleted\n",
+         pool/default-v4 deleted\npool/fixed-v6 deleted\nclusterconfig/default deleted\n",
         "",
     );
     place.run("get pods").expect(0, "", "no Pod found");

@@ -1,0 +1,38 @@
+#!/bin/sh
+# Makes the etcd users of a Podway cluster: one operator, and one user per node that can write its own keys only, so
+# that a stolen node credential cannot take another node's blocks.
+#
+# usage: ETCDCTL_ENDPOINTS=... ETCDCTL_USER=root:... roles.sh [operator | NODE...]
+#
+# Users are made without a password: they log in with a client certificate whose common name is the user's name
+# (etcd --client-cert-auth). For passwords, give them with `etcdctl user passwd`, and name `username` and
+# `passwordFile` in podway.yaml. Switch checks on with `etcdctl auth enable`, after a user `root` was made.
+set -eu
+
+prefix=${PODWAY_PREFIX:-/podway/v1/}
+[ $# -gt 0 ] || { echo "usage: $0 [operator | NODE...]" >&2; exit 64; }
+
+role() { # role NAME: made if missing
+    etcdctl role get "$1" >/dev/null 2>&1 || etcdctl role add "$1"
+}
+user() { # user NAME ROLE
+    etcdctl user get "$1" >/dev/null 2>&1 || etcdctl user add --no-password "$1"
+    etcdctl user grant-role "$1" "$2"
+}
+
+for name in "$@"; do
+    if [ "$name" = operator ]; then
+        role podway-operator
+        etcdctl role grant-permission podway-operator readwrite --prefix=true "$prefix"
+        user podway-operator podway-operator
+        continue
+    fi
+    role "podway-node-$name"
+    # Everybody reads everything: routes, pools, policies.
+    etcdctl role grant-permission "podway-node-$name" read --prefix=true "$prefix"
+    for key in "nodes/$name" "live/$name" "usage/$name"; do
+        etcdctl role grant-permission "podway-node-$name" readwrite "$prefix$key"
+    done
+    etcdctl role grant-permission "podway-node-$name" readwrite --prefix=true "${prefix}claims/$name/"
+    user "$name" "podway-node-$name"
+done
