@@ -76,11 +76,20 @@ where
     F: FnOnce(Process) -> R,
     R: Future<Output = anyhow::Result<Process>>,
 {
-    let (path, action) = match arguments(program, std::env::args_os()) {
+    ExitCode::from(run_from(program, std::env::args_os(), Path::new(RUN_DIR), start))
+}
+
+/// [`run`] with what it takes from its surroundings as arguments. Answers the exit code.
+fn run_from<F, R>(program: Program, args: impl IntoIterator<Item = OsString>, run_dir: &Path, start: F) -> u8
+where
+    F: FnOnce(Process) -> R,
+    R: Future<Output = anyhow::Result<Process>>,
+{
+    let (path, action) = match arguments(program, args) {
         Ok(arguments) => arguments,
         Err(error) => {
             let _ = error.print();
-            return if error.use_stderr() { ExitCode::from(EXIT_BAD_INPUT) } else { ExitCode::SUCCESS };
+            return if error.use_stderr() { EXIT_BAD_INPUT } else { 0 };
         }
     };
     let source = path.display().to_string();
@@ -91,27 +100,27 @@ where
         Ok(config) => config,
         Err(mistakes) => {
             let _ = writeln!(io::stderr(), "{mistakes}");
-            return ExitCode::from(EXIT_BAD_INPUT);
+            return EXIT_BAD_INPUT;
         }
     };
     logging::abort_on_panic();
-    let _lock = match PidLock::take(Path::new(RUN_DIR), program.name) {
+    let _lock = match PidLock::take(run_dir, program.name) {
         Ok(lock) => lock,
         Err(error @ PidLockError::Running { .. }) => {
             tracing::error!("{error}");
-            return ExitCode::from(EXIT_ALREADY_RUNNING);
+            return EXIT_ALREADY_RUNNING;
         }
         Err(error) => {
             tracing::error!("{error}");
-            return ExitCode::from(EXIT_FAILED);
+            return EXIT_FAILED;
         }
     };
     if let Some(action) = action {
         return match (action.run)(&config) {
-            Ok(()) => ExitCode::SUCCESS,
+            Ok(()) => 0,
             Err(error) => {
                 tracing::error!("{} --{} failed: {error:#}", program.name, action.name);
-                ExitCode::from(EXIT_FAILED)
+                EXIT_FAILED
             }
         };
     }
@@ -119,16 +128,22 @@ where
         Ok(runtime) => runtime,
         Err(error) => {
             tracing::error!(%error, "no event loop");
-            return ExitCode::from(EXIT_FAILED);
+            return EXIT_FAILED;
         }
     };
     tracing::info!(version = program.version, config = source, "{} starts", program.name);
     let code = match runtime.block_on(supervise(program, config, start)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!("{} ends: {error:#}", program.name);
-            ExitCode::from(if error.is::<Mistakes>() { EXIT_BAD_INPUT } else { EXIT_FAILED })
-        }
+        Ok(()) => 0,
+        Err(error) => match error.downcast_ref::<Mistakes>() {
+            Some(mistakes) => {
+                let _ = writeln!(io::stderr(), "{mistakes}");
+                EXIT_BAD_INPUT
+            }
+            None => {
+                tracing::error!("{} ends: {error:#}", program.name);
+                EXIT_FAILED
+            }
+        },
     };
     // Blocking threads (name look-ups) are not waited for.
     runtime.shutdown_background();
@@ -200,7 +215,12 @@ where
 
     let process =
         Process { config, shutdown: shutdown.clone(), tasks: Tasks::default(), metrics, waiting_for };
-    let Process { mut tasks, metrics, waiting_for, .. } = start(process).await?;
+    let started = tokio::select! {
+        started = start(process) => started?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    let Process { mut tasks, metrics, waiting_for, .. } = started;
     // The daemon keeps its own clones; this one keeps the channel open for the health server.
     let _open = waiting_for;
     if let Some(listen) = listen {
@@ -308,5 +328,88 @@ mod tests {
         let end = supervise(PROGRAM, config, |process| async { Ok(process) }).await;
         let text = end.unwrap_err().to_string();
         assert!(text.contains(&format!("healthListen {listen}")), "{text}");
+    }
+
+    /// Not a test but the process of the tests below, which start this binary again with `CHILD` set.
+    #[test]
+    fn child() {
+        let Some(dir) = std::env::var_os(CHILD).map(PathBuf::from) else { return };
+        let args = ["routed".into(), "--config".into(), dir.join("podway.yaml").into_os_string()];
+        let code = run_from(PROGRAM, args, &dir.join("run"), |mut process| async {
+            let mut shutdown = process.shutdown.clone();
+            let panics = process.config.node.labels.contains_key("panic");
+            process.tasks.spawn("lasting", async move {
+                assert!(!panics, "a task that panics");
+                shutdown.requested().await;
+            });
+            process.waiting_for.send_replace(vec![]);
+            Ok(process)
+        });
+        std::process::exit(code.into());
+    }
+
+    const CHILD: &str = "PODWAY_DAEMON_TEST_CHILD";
+
+    /// Starts the child in `dir`, telling its readiness to a socket there.
+    fn spawn(dir: &Path) -> std::process::Child {
+        std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "process::tests::child", "--nocapture"])
+            .env(CHILD, dir)
+            .env("NOTIFY_SOCKET", dir.join("notify"))
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap()
+    }
+
+    #[test]
+    fn bad_input_exits_with_64_and_every_mistake() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("podway.yaml"), "nod: {}\nlog: {format: xml}\n").unwrap();
+        let output = spawn(dir.path()).wait_with_output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), text.lines().count()), (Some(64), 2), "{text}");
+        fs::write(dir.path().join("podway.yaml"), "log: {level: loud}\n").unwrap();
+        assert_eq!(spawn(dir.path()).wait_with_output().unwrap().status.code(), Some(64));
+    }
+
+    #[test]
+    fn a_second_start_is_refused_and_a_signal_ends_the_first() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("podway.yaml"), "").unwrap();
+        let notified = std::os::unix::net::UnixDatagram::bind(dir.path().join("notify")).unwrap();
+        notified.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        let mut buffer = [0; 32];
+        let first = spawn(dir.path());
+        let length = notified.recv(&mut buffer).unwrap();
+        assert_eq!(&buffer[..length], b"READY=1");
+
+        let second = spawn(dir.path()).wait_with_output().unwrap();
+        let text = String::from_utf8(second.stderr).unwrap();
+        assert_eq!(second.status.code(), Some(75), "{text}");
+        assert!(text.contains(&format!("routed runs already as process {}", first.id())), "{text}");
+
+        let pid = nix::unistd::Pid::from_raw(first.id().try_into().unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        let length = notified.recv(&mut buffer).unwrap();
+        assert_eq!(&buffer[..length], b"STOPPING=1");
+        let ended = first.wait_with_output().unwrap();
+        assert_eq!(ended.status.code(), Some(0), "{}", String::from_utf8_lossy(&ended.stderr));
+    }
+
+    #[test]
+    fn a_panic_anywhere_is_logged_and_ends_the_process() {
+        use std::os::unix::process::ExitStatusExt;
+        let dir = tempfile::tempdir().unwrap();
+        let config = "node: {labels: {panic: 'yes'}}\nlog: {format: json}\n";
+        fs::write(dir.path().join("podway.yaml"), config).unwrap();
+        let output = spawn(dir.path()).wait_with_output().unwrap();
+        assert_eq!(output.status.signal(), Some(nix::sys::signal::Signal::SIGABRT as i32));
+        let text = String::from_utf8(output.stderr).unwrap();
+        let last: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+        assert_eq!(
+            (&last["level"], &last["message"]),
+            (&"ERROR".into(), &"panic: a task that panics".into())
+        );
     }
 }
