@@ -22,6 +22,8 @@ const NLMSG_DONE: u16 = 3;
 pub struct Reply<'a> {
     /// Sequence number of the request that it answers.
     pub seq: u32,
+    /// Port id of the socket that caused it, in notifications.
+    pub port: u32,
     /// What it is.
     pub kind: ReplyKind<'a>,
 }
@@ -57,7 +59,7 @@ impl<'a> Iterator for Replies<'a> {
 
     fn next(&mut self) -> Option<Reply<'a>> {
         let head = self.0.first_chunk::<NLMSG_HEADER>()?;
-        let [l0, l1, l2, l3, k0, k1, f0, f1, s0, s1, s2, s3, ..] = *head;
+        let [l0, l1, l2, l3, k0, k1, f0, f1, s0, s1, s2, s3, p0, p1, p2, p3] = *head;
         let len = usize::try_from(u32::from_ne_bytes([l0, l1, l2, l3])).ok()?;
         let kind = u16::from_ne_bytes([k0, k1]);
         let flags = u16::from_ne_bytes([f0, f1]);
@@ -75,7 +77,8 @@ impl<'a> Iterator for Replies<'a> {
             },
             _ => ReplyKind::Other,
         };
-        Some(Reply { seq: u32::from_ne_bytes([s0, s1, s2, s3]), kind })
+        let (seq, port) = (u32::from_ne_bytes([s0, s1, s2, s3]), u32::from_ne_bytes([p0, p1, p2, p3]));
+        Some(Reply { seq, port, kind })
     }
 }
 

@@ -39,6 +39,18 @@ pub struct Encoded {
     pub messages: Vec<Message>,
 }
 
+impl Encoded {
+    /// Makes the last message ask for an acknowledgement, and says its sequence number. The kernel tells every
+    /// failure anyway; the acknowledgement of the last message says that no more will come.
+    pub fn ask_for_acknowledgement(&mut self) -> Option<u32> {
+        let last = self.messages.last()?;
+        // The flags lie behind length and type.
+        let flags = self.bytes.get_mut(last.range.start + 6..)?.first_chunk_mut::<2>()?;
+        *flags = (u16::from_ne_bytes(*flags) | wire::NLM_F_ACK).to_ne_bytes();
+        Some(last.seq)
+    }
+}
+
 /// Encodes a transaction. Sequence numbers count up from `first_seq`. Total: what makes no sense is encoded all
 /// the same and refused by the kernel.
 pub fn encode(transaction: &Transaction, first_seq: u32) -> Encoded {
