@@ -25,6 +25,8 @@ mod connection;
 mod desired;
 mod peers_file;
 mod shell;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;
