@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use cargo_metadata::{DependencyKind, Metadata, MetadataCommand, Package};
 
+mod pains;
+
 /// Kinds of crates, the lowest first. Dependencies point to the same or a lower kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
