@@ -70,7 +70,7 @@ impl LabOptions {
 }
 
 /// Seconds that a node counts as alive after its last sign of life, in a lab.
-pub const LEASE_SECONDS: u32 = 3;
+pub const LEASE_SECONDS: u32 = 5;
 
 /// A running lab. Everything ends when it is dropped, or when its process dies.
 #[derive(Debug)]

@@ -14,7 +14,7 @@ use super::{Addresses, Programs};
 use crate::cni::Runtime;
 use crate::place::Place;
 use crate::process::{Process, tail};
-use crate::wait::wait_until_ok;
+use crate::wait::wait_until;
 
 /// A node of the lab.
 #[derive(Debug)]
@@ -142,22 +142,25 @@ impl Node {
 
     /// Waits until both daemons run and say that they are ready.
     pub fn wait_ready(&mut self, patience: Duration) -> Result<()> {
-        let waited = wait_until_ok(&format!("{} is ready", self.name()), patience, || {
-            let (routed, policy) = self.status()?;
-            if !routed.ready {
-                bail!("routed waits for {}", routed.waiting_for.join(", "));
+        let what = format!("{} is ready", self.name());
+        let mut last = String::new();
+        let waited = wait_until(&what, patience, || {
+            for daemon in [&mut self.routed, &mut self.policy_agent].into_iter().flatten() {
+                daemon.ensure_running()?;
             }
-            if !policy.ready {
-                bail!("policy-agent is not ready: {}", policy.store);
-            }
-            Ok(())
+            last = match self.status() {
+                Ok((routed, _)) if !routed.ready => {
+                    format!("routed waits for {}", routed.waiting_for.join(", "))
+                }
+                Ok((_, policy)) if !policy.ready => format!("policy-agent is not ready: {}", policy.store),
+                Ok(_) => return Ok(Some(())),
+                Err(error) => error.to_string(),
+            };
+            Ok(None)
         });
-        for daemon in [&mut self.routed, &mut self.policy_agent].into_iter().flatten() {
-            daemon.ensure_running()?;
-        }
         waited.with_context(|| {
             let logs = ["routed", "policy-agent"].map(|d| tail(&self.logs.join(format!("{d}.log")), 10));
-            logs.join("\n")
+            format!("{last}\n{}", logs.join("\n"))
         })
     }
 
