@@ -79,22 +79,12 @@ impl Rule {
 
     /// `FIELD . FIELD @SET`.
     pub fn in_set(self, key: impl Into<Vec<Field>>, set: Name) -> Self {
-        self.with(Expr::Lookup { key: key.into(), op: CmpOp::Eq, set, interval: false })
+        self.with(Expr::Lookup { key: key.into(), op: CmpOp::Eq, set })
     }
 
     /// `FIELD . FIELD != @SET`.
     pub fn not_in_set(self, key: impl Into<Vec<Field>>, set: Name) -> Self {
-        self.with(Expr::Lookup { key: key.into(), op: CmpOp::Ne, set, interval: false })
-    }
-
-    /// `FIELD . FIELD @SET`, for a set with `flags interval`.
-    pub fn in_interval_set(self, key: impl Into<Vec<Field>>, set: Name) -> Self {
-        self.with(Expr::Lookup { key: key.into(), op: CmpOp::Eq, set, interval: true })
-    }
-
-    /// `FIELD . FIELD != @SET`, for a set with `flags interval`.
-    pub fn not_in_interval_set(self, key: impl Into<Vec<Field>>, set: Name) -> Self {
-        self.with(Expr::Lookup { key: key.into(), op: CmpOp::Ne, set, interval: true })
+        self.with(Expr::Lookup { key: key.into(), op: CmpOp::Ne, set })
     }
 
     /// `FIELD . FIELD vmap @MAP`.

@@ -266,11 +266,10 @@ pub enum Expr {
         key: Vec<Field>,
         /// [`CmpOp::Ne`]: not in the set.
         op: CmpOp,
-        /// The set (or a map, used as one).
+        /// The set (or a map, used as one). Where it has `flags interval` and host-order parts, the transaction
+        /// that adds the rule also adds the set ([`crate::Op::AddSet`], no change if it is there): such sets
+        /// compare in network order, so the encoder must know the set to turn those parts round.
         set: Name,
-        /// Whether the set has `flags interval`: such sets compare host-order parts in network order, so the
-        /// rule must turn them round.
-        interval: bool,
     },
     /// `FIELD . FIELD vmap @MAP`; no element: the rule goes on.
     VerdictMap {

@@ -5,7 +5,7 @@
 //! Pure: nothing here talks to the kernel (`podway_kern::nft` does), and no `nft` process is ever run, save by
 //! tests that compare. It knows the statements that Podway's tables use and no others; what it can say is
 //! limited to what the distribution's `nft` can list. Not here: what the tables are for. The two fixed ones will be
-//! in `tables`, those of NetworkPolicy in `podway_policy`.
+//! in [`tables`], those of NetworkPolicy in `podway_policy`.
 
 mod build;
 pub mod encode;
@@ -13,6 +13,7 @@ mod expr;
 mod kernel;
 mod name;
 mod object;
+pub mod tables;
 mod transaction;
 mod value;
 

@@ -1,18 +1,40 @@
 //! The cluster as this node sees it, and this node's part in it: registration, sign of life, block claims, the
-//! node file.
+//! node file (DESIGN: the cluster store).
 //!
-//! A pure core and a thin shell ([`run`]).
+//! | module | what |
+//! |---|---|
+//! | [`core`] | the pure core: one step per event |
+//! | [`event`] | events and actions |
+//! | [`table`] | the store's contents, decoded |
+//! | [`claims`], [`pools`] | who wins a block; which pools can be used, which block comes next |
+//! | [`own`] | the life of this node's blocks |
+//! | [`register`] | record, sign of life, conflicts of installations |
+//! | [`writes`] | writes under way |
+//! | [`publish`] | the view and the node file |
+//! | [`shell`] | [`run`]: store, files and time round the core |
+//!
+//! What it does not do: routes (`dataplane`), sessions (`bgp`), leases (`podway-ipam`). It never ends because of
+//! the store: what was known stays in force, and everything is tried again.
+
+mod claims;
+mod core;
+mod event;
+mod own;
+mod pools;
+mod publish;
+mod register;
+mod shell;
+mod table;
+#[cfg(test)]
+mod tests;
+mod writes;
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use podway_model::ids::{Asn, BootId, InstanceId, NodeName};
-use podway_store::Store;
-use tokio::sync::watch;
 
-use crate::view::{ClusterView, LocalFacts};
+pub(crate) use shell::run;
 
 /// Who this node is, and where its files are.
 #[derive(Debug, Clone)]
@@ -39,14 +61,3 @@ pub(crate) struct Identity {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct Refusal(pub(crate) String);
-
-/// Runs for the life of the process; publishes every change of the view. Ends only with a [`Refusal`].
-pub(crate) async fn run(
-    identity: Identity,
-    store: Arc<dyn Store>,
-    facts: watch::Receiver<Option<LocalFacts>>,
-    view: watch::Sender<Arc<ClusterView>>,
-) -> Result<Infallible, Refusal> {
-    let _ = (identity, store, facts, view);
-    std::future::pending().await
-}

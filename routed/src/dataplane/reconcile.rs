@@ -3,7 +3,7 @@
 //! Generic over the kernel, so the same code runs against `FakeKernel` under random disturbance.
 
 use podway_kern::fib::Kernel;
-use podway_kern::rtnl::Request;
+use podway_kern::rtnl::{LinkRef, Request};
 use podway_kern::{KernelError, MissingIsFine as _};
 use podway_model::socket::{DeviceStatus, RouteCounts};
 
@@ -140,7 +140,9 @@ impl<K: Kernel> Reconciler<K> {
                     }
                     Err(e) => {
                         sum.failed += 1;
-                        if sum.failures.len() < FAILURES_TOLD {
+                        // A device that could not be made cannot be changed either: told once.
+                        let echo = e.is_missing() && matches!(request, Request::SetLink(LinkRef::Name(_), _));
+                        if !echo && sum.failures.len() < FAILURES_TOLD {
                             sum.failures.push(explain(request, &e));
                         }
                         // EEXIST, ENOENT and their like: the kernel is not as we thought.

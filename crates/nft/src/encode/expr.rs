@@ -3,6 +3,7 @@
 use super::number::{self, LIST_ELEM, Load, data};
 use super::wire::Writer;
 use crate::expr::{CmpOp, Expr, Field, Log, Reject, Source, Target, Verdict};
+use crate::name::Name;
 use crate::value::Value;
 
 /// `NFT_REG_VERDICT`.
@@ -16,8 +17,17 @@ fn register(word: u32) -> u32 {
     if word.is_multiple_of(4) { REG_1 + word / 4 } else { 8 + word }
 }
 
-/// Sets that a rule of this transaction may refer to by id, because the transaction makes them.
-pub(super) type SetIds<'a> = &'a dyn Fn(&str) -> Option<u32>;
+/// A set that the rule's own transaction makes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Known {
+    /// Its number in the transaction.
+    pub(super) id: u32,
+    /// Whether it has `flags interval`, so that host-order parts of a key must be turned round.
+    pub(super) interval: bool,
+}
+
+/// Finds such a set by its name.
+pub(super) type SetIds<'a> = &'a dyn Fn(&str) -> Option<Known>;
 
 pub(super) fn write(w: &mut Writer, expr: &Expr, ids: SetIds<'_>) {
     match expr {
@@ -41,8 +51,8 @@ pub(super) fn write(w: &mut Writer, expr: &Expr, ids: SetIds<'_>) {
             }
         }
         Expr::Masked { field, mask, op, value } => masked(w, *field, mask, *op, value),
-        Expr::Lookup { key, op, set, interval } => {
-            load_key(w, key, *interval);
+        Expr::Lookup { key, op, set } => {
+            load_key(w, key, set, ids);
             one(w, "lookup", |w| {
                 w.be32(2, REG_1);
                 set_name(w, set.as_str(), ids);
@@ -52,7 +62,7 @@ pub(super) fn write(w: &mut Writer, expr: &Expr, ids: SetIds<'_>) {
             });
         }
         Expr::VerdictMap { key, map } => {
-            load_key(w, key, false);
+            load_key(w, key, map, ids);
             map_lookup(w, map.as_str(), REG_VERDICT, ids);
         }
         Expr::Set { target, source } => {
@@ -62,7 +72,7 @@ pub(super) fn write(w: &mut Writer, expr: &Expr, ids: SetIds<'_>) {
                     value(w, 2, &number.to_ne_bytes());
                 }),
                 Source::Map { key, map } => {
-                    load_key(w, key, false);
+                    load_key(w, key, map, ids);
                     map_lookup(w, map.as_str(), REG_1, ids);
                 }
                 Source::Bits { field, mask, xor } => {
@@ -199,7 +209,8 @@ fn load(w: &mut Writer, field: Field, word: u32) {
     }
 }
 
-fn load_key(w: &mut Writer, key: &[Field], network_order: bool) {
+fn load_key(w: &mut Writer, key: &[Field], set: &Name, ids: SetIds<'_>) {
+    let network_order = ids(set.as_str()).is_some_and(|known| known.interval);
     let mut word = 0;
     for field in key {
         load(w, *field, word);
@@ -218,8 +229,8 @@ fn load_key(w: &mut Writer, key: &[Field], network_order: bool) {
 
 fn set_name(w: &mut Writer, name: &str, ids: SetIds<'_>) {
     w.text(1, name);
-    if let Some(id) = ids(name) {
-        w.be32(4, id);
+    if let Some(known) = ids(name) {
+        w.be32(4, known.id);
     }
 }
 

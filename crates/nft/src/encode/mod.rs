@@ -98,7 +98,7 @@ struct Encoder<'a> {
     seq: u32,
     op: usize,
     /// Sets made by this transaction; a set's id is its place in here, from 1 on.
-    sets: Vec<(&'a TableId, &'a str)>,
+    sets: Vec<(&'a TableId, &'a Set)>,
 }
 
 impl<'a> Encoder<'a> {
@@ -129,10 +129,10 @@ impl<'a> Encoder<'a> {
                 w.text(rule::CHAIN, name.as_str());
             }),
             Op::AddSet { table, set } => {
-                self.sets.push((table, set.name.as_str()));
+                self.sets.push((table, set));
                 self.message(table, msg::NEWSET, NLM_F_CREATE, |w, id| {
                     w.text(set::TABLE, table.name.as_str());
-                    write_set(w, set, id(set.name.as_str()).unwrap_or(0));
+                    write_set(w, set, id(set.name.as_str()).map_or(0, |known| known.id));
                 });
             }
             Op::DeleteSet { table, name } => self.message(table, msg::DELSET, 0, |w, _| {
@@ -168,8 +168,9 @@ impl<'a> Encoder<'a> {
         let sets = &self.sets;
         // The last one of that name: a transaction may delete a set and make it again.
         let id = |name: &str| {
-            let place = sets.iter().rposition(|(of, set)| *of == table && *set == name)?;
-            u32::try_from(place + 1).ok()
+            let place = sets.iter().rposition(|(of, set)| *of == table && set.name.as_str() == name)?;
+            let id = u32::try_from(place + 1).ok()?;
+            Some(expr::Known { id, interval: sets.get(place)?.1.interval })
         };
         let start = self.w.len();
         let head = head(kind, flags, self.seq, number::family(table.family));

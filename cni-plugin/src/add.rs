@@ -1,0 +1,282 @@
+//! ADD: gives a pod its interface.
+//!
+//! ```text
+//!  1 look      environment, configuration, namespace, policy table, node file
+//!  2 guard     table `inet podway-guard`, if it is missing
+//!  3 lease     the addresses are ours from here on, and clean before the link goes up
+//!  4 record    the daemons know the pod before its link exists
+//!  5 link      the pair, the pod's end in its namespace; group, alias, addresses, neighbours
+//!  6 up        sysctls, then both ends up, routes
+//!  7 policy    the agent's acknowledgement; up to here the fence keeps the pod closed
+//! ```
+//!
+//! Steps 1 to 4 are cheap to repeat. Who fails later undoes everything in reverse order, the address last. Who is
+//! killed is cleaned up by the DEL that the runtime sends, or by an ADD of the same attachment: it has a lease
+//! exactly if anything else of it can be there.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::os::fd::AsFd as _;
+
+use podway_ipam::store::since_boot;
+use podway_ipam::{Grant, LeaseError, Request as LeaseRequest};
+use podway_kern::KernelError;
+use podway_kern::conntrack::Conntrack;
+use podway_kern::ns::NetNs;
+use podway_kern::rtnl::{Link, Request, Rtnl};
+use podway_model::SCHEMA;
+use podway_model::cluster::{PolicyMode, PolicyTimeout};
+use podway_model::endpoint::EndpointRecord;
+use podway_model::ids::NamespaceName;
+use podway_model::mistakes::Mistakes;
+use podway_model::names::attachment_id;
+use podway_model::node_file::NodeFile;
+use serde_json::Value;
+
+use crate::conf::{AddConf, Network};
+use crate::env::Target;
+use crate::error::{CniError, Code};
+use crate::node::Node;
+use crate::policy::{self, Acknowledgement};
+use crate::tables;
+use crate::wiring::Wiring;
+use crate::{netns, result, teardown};
+
+/// Metric of the default routes of an interface that is not the pod's first: behind those of the first one.
+const SECOND_METRIC: u32 = 2048;
+/// Index for a pod's end where the kernel's choice would equal the node's end's: far from what it counts up to.
+const OTHER_INDEX: u32 = 0x7000_0000;
+
+/// Attaches a pod and returns the result.
+pub fn add(network: &Network, target: &Target) -> Result<Value, CniError> {
+    let mut conf = network.for_add()?;
+    conf.ips.extend(target.ip);
+    let netns = netns::open(target)?;
+    let node = Node::here()?;
+    let file = node.file()?;
+    let mtu = mtu(&conf, &file)?;
+    tables::ensure_guard()?;
+    if file.policy == PolicyMode::Required && !tables::policy_exists()? {
+        return Err(policy::refused("table inet podway-policy is missing; is it running?"));
+    }
+    let mut rtnl = Rtnl::open()?;
+    let grant = lease(&node, &mut rtnl, network, &conf, target)?;
+    let wiring = Wiring::new(&target.attachment, mtu, grant.lease.ips().collect());
+    let made = wire(&node, &mut rtnl, network, target, &netns, &wiring, &grant, &file);
+    if let Err(error) = made {
+        return Err(match teardown::detach(&node, &mut rtnl, &network.name, &target.attachment) {
+            Ok(_) => error,
+            Err(undo) => error.with(format_args!("and undoing it failed: {undo}")),
+        });
+    }
+    let netns = target.netns.to_string_lossy();
+    Ok(result::form(&wiring, &netns, &conf.dns, network.version, conf.previous.as_ref()))
+}
+
+/// The pod's MTU: the configuration's, which must fit the node's.
+fn mtu(conf: &AddConf, file: &NodeFile) -> Result<podway_model::ids::Mtu, CniError> {
+    match conf.mtu {
+        Some(wanted) if wanted > file.mtu => {
+            let mut mistakes = Mistakes::default();
+            let expected = format!("at most {}, the node's MTU,", file.mtu);
+            mistakes.add("network configuration", "podway.mtu", wanted, expected);
+            Err(CniError::config(&mistakes))
+        }
+        Some(wanted) => Ok(wanted),
+        None => Ok(file.mtu),
+    }
+}
+
+/// Leases the addresses. What an earlier ADD of this attachment left is cleared first; an attachment of another
+/// network under the same interface name is not touched.
+fn lease(
+    node: &Node,
+    rtnl: &mut Rtnl,
+    network: &Network,
+    conf: &AddConf,
+    target: &Target,
+) -> Result<Grant, CniError> {
+    let mut leases = node.leases()?;
+    if let Some(old) = leases.ledger().lease_of(&target.attachment) {
+        if old.network != network.name {
+            let message = format!(
+                "CNI_IFNAME: {} of container {} belongs to network {}",
+                target.attachment.ifname, target.attachment.container_id, old.network
+            );
+            return Err(CniError::new(Code::Environment, message));
+        }
+        drop(leases);
+        teardown::clear(node, rtnl, &target.attachment)?;
+        leases = node.leases()?;
+    }
+    // Under the lock: see `podway_ipam::node`.
+    let file = node.file()?;
+    let namespace = target.pod.as_ref().and_then(|pod| pod.namespace.parse::<NamespaceName>().ok());
+    let of_namespace = namespace.and_then(|namespace| file.namespace_pools.get(&namespace));
+    let request = LeaseRequest {
+        attachment: target.attachment.clone(),
+        network: network.name.clone(),
+        pools: if conf.pools.is_empty() {
+            of_namespace.cloned().unwrap_or_default()
+        } else {
+            conf.pools.clone()
+        },
+        addresses: conf.ips.clone(),
+    };
+    leases.lease(&file, &request, since_boot()).map_err(|error: LeaseError| error.into())
+}
+
+#[expect(clippy::too_many_arguments, reason = "the steps of one sequence share what the look found out")]
+fn wire(
+    node: &Node,
+    rtnl: &mut Rtnl,
+    network: &Network,
+    target: &Target,
+    netns: &NetNs,
+    wiring: &Wiring,
+    grant: &Grant,
+    file: &NodeFile,
+) -> Result<(), CniError> {
+    let record = record(node, network, target, wiring);
+    node.records().write(&record)?;
+    let link = make_pair(rtnl, netns, target, wiring)?;
+    let peer = link.link.ok_or_else(|| {
+        CniError::new(Code::Kernel, format!("{}: the kernel does not name its peer", wiring.host_name))
+    })?;
+    if !grant.dirty.is_empty() {
+        let dirty: BTreeSet<IpAddr> = grant.dirty.iter().copied().collect();
+        Conntrack::open()?.delete(&dirty)?;
+    }
+    for (sysctl, value) in wiring.host_sysctls() {
+        netns::write_sysctl(&sysctl, value)?;
+    }
+    netns.run(|| bring_pod_up(wiring, peer))??;
+    rtnl.run_all(&wiring.host_requests(link.index))?;
+    wait_for_carrier(rtnl, &link)?;
+    if file.policy == PolicyMode::Required
+        && let Acknowledgement::Missing(reason) =
+            policy::announce(node.policy_socket(), &record, policy::PATIENCE)
+        && file.policy_timeout == PolicyTimeout::Undo
+    {
+        return Err(policy::refused(&reason));
+    }
+    Ok(())
+}
+
+fn record(node: &Node, network: &Network, target: &Target, wiring: &Wiring) -> EndpointRecord {
+    let (id, ifname) = (&target.attachment.container_id, &target.attachment.ifname);
+    EndpointRecord {
+        schema: SCHEMA,
+        id: attachment_id(id.as_str(), ifname.as_str()),
+        boot_id: node.boot().clone(),
+        network: network.name.clone(),
+        container_id: id.clone(),
+        ifname: ifname.clone(),
+        host_ifname: wiring.host_name.parse().expect("`pw` and hex digits are an interface name"),
+        mac: wiring.pod_mac,
+        mtu: wiring.mtu,
+        pod: target.pod.clone(),
+        addresses: wiring.addresses.clone(),
+        host_ports: Vec::new(),
+        netns: target.netns.to_string_lossy().into_owned(),
+    }
+}
+
+/// Makes the pair and returns the node's end.
+fn make_pair(rtnl: &mut Rtnl, netns: &NetNs, target: &Target, wiring: &Wiring) -> Result<Link, CniError> {
+    let link = match create(rtnl, netns, wiring, None) {
+        Err(e) if e.is_exists() => {
+            // A pair of ours whose lease is gone (somebody emptied /run), or a stranger's interface.
+            teardown::remove_link(rtnl, &target.attachment)?;
+            create(rtnl, netns, wiring, None).map_err(|e| occupied(rtnl, e, target, wiring))?
+        }
+        other => other?,
+    };
+    if link.link != Some(link.index) {
+        return Ok(link);
+    }
+    // Equal indexes at both ends make the kernel take the pair for something stacked on nothing, and hold its
+    // carrier event back for up to a second (linkwatch_urgent_event): the first packets would be lost.
+    teardown::remove_link(rtnl, &target.attachment)?;
+    Ok(create(rtnl, netns, wiring, Some(OTHER_INDEX))?)
+}
+
+fn create(
+    rtnl: &mut Rtnl,
+    netns: &NetNs,
+    wiring: &Wiring,
+    pod_index: Option<u32>,
+) -> Result<Link, KernelError> {
+    rtnl.run_all(&wiring.create(netns.as_fd(), pod_index))?;
+    match rtnl.link(wiring.host_name.as_str())? {
+        Some(link) => Ok(link),
+        None => Err(KernelError::Malformed {
+            attempted: format!("look up link {}", wiring.host_name),
+            reason: "it vanished".to_owned(),
+        }),
+    }
+}
+
+/// Which of the two names was taken.
+fn occupied(rtnl: &mut Rtnl, error: KernelError, target: &Target, wiring: &Wiring) -> CniError {
+    if !error.is_exists() {
+        return error.into();
+    }
+    match rtnl.link(wiring.host_name.as_str()) {
+        Ok(Some(link)) => CniError::new(
+            Code::Kernel,
+            format!(
+                "{}: there is an interface of this name on the node that is not ours (alias {:?})",
+                link.name,
+                link.alias.unwrap_or_default()
+            ),
+        ),
+        _ => CniError::new(
+            Code::Environment,
+            format!(
+                "CNI_IFNAME: {} exists in {} and is not ours",
+                target.attachment.ifname,
+                target.netns.display()
+            ),
+        ),
+    }
+}
+
+/// Runs in the pod's namespace.
+fn bring_pod_up(wiring: &Wiring, index: u32) -> Result<(), CniError> {
+    for (sysctl, value) in wiring.pod_sysctls() {
+        netns::write_sysctl(&sysctl, value)?;
+    }
+    let mut rtnl = Rtnl::open()?;
+    let first = wiring.pod_routes(index, None).into_iter().map(Request::AddRoute);
+    let requests: Vec<_> = wiring.pod_requests(index).into_iter().chain(first).collect();
+    let routes = requests.len() - wiring.addresses.len();
+    let mut occupied = false;
+    for (i, result) in rtnl.batch(&requests)?.into_iter().enumerate() {
+        match result {
+            // Another interface has the pod's default route: ours come behind it.
+            Err(e) if i >= routes && e.is_exists() => occupied = true,
+            other => other?,
+        }
+    }
+    if occupied {
+        let second = wiring.pod_routes(index, Some(SECOND_METRIC)).into_iter().map(Request::ReplaceRoute);
+        rtnl.run_all(&second.collect::<Vec<_>>())?;
+    }
+    Ok(())
+}
+
+/// The node's end came up second, so its peer's carrier event is worked off by the kernel at its leisure; until
+/// then the pod's first packets are dropped. Asking for a link works it off (since Linux 6.8; before that it is a
+/// matter of microseconds, and asking again waits for it).
+fn wait_for_carrier(rtnl: &mut Rtnl, link: &Link) -> Result<(), CniError> {
+    const ATTEMPTS: usize = 1000;
+    for _ in 0..ATTEMPTS {
+        match rtnl.link(link.index)? {
+            Some(now) if now.lower_up => return Ok(()),
+            Some(_) => std::thread::yield_now(),
+            None => break,
+        }
+    }
+    Err(CniError::new(Code::Kernel, format!("{}: has no carrier", link.name)))
+}

@@ -1,0 +1,110 @@
+//! Takes an attachment apart: link, connection tracking, record, lease. The reverse of ADD.
+//!
+//! Used by DEL, by GC, by an ADD that fails and by an ADD that finds its own leftovers. Each step is done whatever
+//! state the one before left things in, and none needs the pod's namespace, a daemon or a result: interrupt it
+//! anywhere, and the next run finishes it. What cannot be done keeps the steps behind it from being done: an address
+//! whose link is there stays leased.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use podway_ipam::store::since_boot;
+use podway_ipam::{Attachment, Condition};
+use podway_kern::MissingIsFine as _;
+use podway_kern::conntrack::Conntrack;
+use podway_kern::rtnl::{Link, LinkRef, Request, Rtnl};
+use podway_kern::sysctl::Sysctl;
+use podway_model::ids::NetworkName;
+use podway_model::names::{HOST_MAC, POD_GROUP, host_ifalias, host_ifname};
+
+use crate::error::CniError;
+use crate::node::Node;
+
+/// Connection tracking tables up to this many entries are searched at once; larger ones are left to the ADD that
+/// takes the address next (the lease stays dirty). Reading this many takes about 10 ms.
+const QUICK_ENTRIES: u64 = 16_384;
+
+/// Whose attachment it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    /// Another network's, which is left alone.
+    Other,
+    /// This network's, or nobody's.
+    Ours,
+}
+
+/// Ends an attachment of `network` and everything that belongs to it.
+pub fn detach(
+    node: &Node,
+    rtnl: &mut Rtnl,
+    network: &NetworkName,
+    attachment: &Attachment,
+) -> Result<Owner, CniError> {
+    // A record that cannot be read must not keep the address.
+    let record = node.records().read(attachment).unwrap_or_default();
+    if record.as_ref().is_some_and(|record| record.network != *network) {
+        return Ok(Owner::Other);
+    }
+    remove_link(rtnl, attachment)?;
+    let addresses: BTreeSet<IpAddr> =
+        record.iter().flat_map(|record| record.addresses.iter().copied()).collect();
+    let cleaned = forget_connections(&addresses);
+    node.records().remove(attachment)?;
+    let mut leases = node.leases()?;
+    let Some(lease) = leases.ledger().lease_of(attachment) else {
+        return Ok(Owner::Ours);
+    };
+    if lease.network != *network {
+        return Ok(Owner::Other);
+    }
+    let condition =
+        if lease.ips().all(|ip| cleaned.contains(&ip)) { Condition::Clean } else { Condition::Dirty };
+    leases.release(attachment, since_boot(), condition)?;
+    Ok(Owner::Ours)
+}
+
+/// Ends everything of an attachment but its lease, before the attachment is made anew.
+pub fn clear(node: &Node, rtnl: &mut Rtnl, attachment: &Attachment) -> Result<(), CniError> {
+    remove_link(rtnl, attachment)?;
+    node.records().remove(attachment)
+}
+
+/// Deletes the node's end of an attachment, and with it the pod's end, routes and neighbours. A link of that name
+/// that is not ours stays.
+pub fn remove_link(rtnl: &mut Rtnl, attachment: &Attachment) -> Result<(), CniError> {
+    let Some(link) = rtnl.link(host_name(attachment).as_str())? else { return Ok(()) };
+    if is_of(&link, attachment) {
+        rtnl.run(Request::DeleteLink(LinkRef::Index(link.index))).missing_is_fine()?;
+    }
+    Ok(())
+}
+
+/// Whether a link is the node's end of an attachment: its alias says so. One without an alias is of an ADD that was
+/// killed between making and naming it, if group and Ethernet address are ours.
+pub fn is_of(link: &Link, attachment: &Attachment) -> bool {
+    let alias = host_ifalias(attachment.container_id.as_str(), attachment.ifname.as_str());
+    match &link.alias {
+        Some(found) => *found == alias,
+        None => link.group == POD_GROUP && link.mac == Some(HOST_MAC),
+    }
+}
+
+/// Deletes the connection tracking entries that carry the addresses, if that is quick. Says which addresses are
+/// clean.
+fn forget_connections(addresses: &BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
+    // Without the count there is no connection tracking in the kernel yet.
+    let count = Sysctl::new("net/netfilter/nf_conntrack_count").read().ok();
+    let entries = count.map_or(Some(0), |count| count.parse().ok());
+    let clean = match entries {
+        Some(0) => true,
+        Some(few) if few <= QUICK_ENTRIES => {
+            Conntrack::open().and_then(|mut conntrack| conntrack.delete(addresses)).is_ok()
+        }
+        _ => false,
+    };
+    if clean { addresses.clone() } else { BTreeSet::new() }
+}
+
+fn host_name(attachment: &Attachment) -> String {
+    host_ifname(attachment.container_id.as_str(), attachment.ifname.as_str())
+}

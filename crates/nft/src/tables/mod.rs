@@ -1,0 +1,20 @@
+//! The two tables whose rules never change: the guard in front of pods and the masquerade behind them.
+
+mod guard;
+mod masquerade;
+
+pub use guard::{ALLOWED4, ALLOWED6, guard};
+pub use masquerade::{HAIRPIN4, HAIRPIN6, Masquerade, masquerade};
+
+use ipnet::IpNet;
+
+use crate::object::{Element, Span};
+
+/// Elements for prefixes of one family: merged where they overlap or touch, because an interval set takes no
+/// overlaps.
+fn prefixes<'a>(nets: impl IntoIterator<Item = &'a IpNet>, v4: bool) -> Vec<Element> {
+    let nets: Vec<IpNet> = nets.into_iter().filter(|net| net.addr().is_ipv4() == v4).copied().collect();
+    let mut merged = IpNet::aggregate(&nets);
+    merged.sort_unstable();
+    merged.into_iter().map(|net| Element::key(Span::net(net))).collect()
+}

@@ -1,0 +1,164 @@
+//! The agent as operators run it: real packets between namespaces, and what happens to them when the agent, or
+//! somebody else, does something rude.
+
+#![allow(unreachable_pub, reason = "the module is this test's own")]
+
+mod node;
+
+use std::net::UdpSocket;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use node::{Node, Pod, on_a_node, pod, policy, run, sh, wait_until};
+use podway_model::socket::PolicyReply;
+
+const DENY: &str = "{podSelector: {}, policyTypes: [Ingress]}";
+const FROM_A: &str = "{podSelector: {matchLabels: {app: b}}, ingress: [{from: [{podSelector: {matchLabels: \
+                      {app: a}}}], ports: [{port: 53, protocol: UDP}]}]}";
+
+/// Pods `a`, `b` and `c` in namespace `x`, known to the store.
+fn three_pods(node: &Node) -> [Pod; 3] {
+    let documents = pod("x", "a", 2) + &pod("x", "b", 3) + &pod("x", "c", 4);
+    node.documents("pods.yaml", Some(&documents));
+    [node.wire("x", "a", 2), node.wire("x", "b", 3), node.wire("x", "c", 4)]
+}
+
+#[test]
+fn policies_are_enforced_as_they_come_and_go() {
+    on_a_node("policies_are_enforced_as_they_come_and_go", |node| {
+        let [a, b, c] = three_pods(node);
+        node.start_agent();
+        assert!(node.allowed(&a, &b, 53) && node.allowed(&c, &b, 53));
+        node.documents("deny.yaml", Some(&policy("x", "deny", DENY)));
+        node.wait_for("the policy is in force", |status| status.policies == 1);
+        assert!(!node.allowed(&a, &b, 53) && !node.allowed(&c, &b, 53));
+        node.documents("allow.yaml", Some(&policy("x", "from-a", FROM_A)));
+        node.wait_for("the second policy is in force", |status| status.policies == 2);
+        assert!(node.allowed(&a, &b, 53), "allowed by the second policy");
+        assert!(!node.allowed(&a, &b, 54), "another port");
+        assert!(!node.allowed(&c, &b, 53), "another pod");
+        assert!(!node.allowed(&b, &a, 53), "another direction");
+        let listed = sh("nft list table inet podway-policy");
+        assert!(listed.contains("podway-policy"), "{listed}");
+        node.documents("deny.yaml", None);
+        node.documents("allow.yaml", None);
+        node.wait_for("no policy is in force", |status| status.policies == 0);
+        assert!(node.allowed(&c, &b, 53));
+    });
+}
+
+#[test]
+fn a_killed_agent_leaves_its_work_and_the_fence_holds() {
+    on_a_node("a_killed_agent_leaves_its_work_and_the_fence_holds", |node| {
+        let [a, b, c] = three_pods(node);
+        node.documents("policy.yaml", Some(&policy("x", "from-a", FROM_A)));
+        node.start_agent();
+        assert!(node.allowed(&a, &b, 53) && !node.allowed(&c, &b, 53));
+        node.kill_agent();
+        assert!(node.allowed(&a, &b, 53) && !node.allowed(&c, &b, 53), "what was in force stays");
+        let late = node.wire("y", "late", 9);
+        assert!(!node.allowed(&late, &c, 53) && !node.allowed(&c, &late, 53), "not classified: closed");
+        node.start_agent();
+        assert!(node.allowed(&late, &c, 53) && node.allowed(&c, &late, 53), "no policy in its namespace");
+        assert!(node.allowed(&a, &b, 53) && !node.allowed(&c, &b, 53));
+    });
+}
+
+#[test]
+fn an_announced_endpoint_is_in_force_when_the_answer_comes() {
+    on_a_node("an_announced_endpoint_is_in_force_when_the_answer_comes", |node| {
+        let [a, ..] = three_pods(node);
+        node.documents("deny.yaml", Some(&policy("x", "deny", DENY)));
+        node.start_agent();
+        for number in 20..30 {
+            let known = node.wire("y", &format!("p{number}"), number);
+            assert_eq!(node.announce(&known), PolicyReply::Programmed { pod_known: false });
+            assert!(node.allowed(&a, &known, 53), "open at once: no policy in its namespace");
+            let closed = node.wire("x", &format!("p{number}"), number + 100);
+            assert_eq!(node.announce(&closed), PolicyReply::Programmed { pod_known: false });
+            assert!(!node.allowed(&known, &closed, 53), "closed at once: unknown, and its namespace has a policy");
+            node.unwire(&known);
+            node.unwire(&closed);
+        }
+        node.wait_for("the records are gone", |status| status.endpoints == 3);
+    });
+}
+
+#[test]
+fn a_restart_under_fire_leaks_nothing_and_closes_nothing() {
+    on_a_node("a_restart_under_fire_leaks_nothing_and_closes_nothing", |node| {
+        let [a, b, c] = three_pods(node);
+        node.documents("policy.yaml", Some(&policy("x", "from-a", FROM_A)));
+        node.start_agent();
+        assert!(node.allowed(&a, &b, 53) && !node.allowed(&c, &b, 53));
+        let receiver = b.netns.run(|| UdpSocket::bind("10.244.1.3:53").unwrap()).unwrap();
+        receiver.set_nonblocking(true).unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let fire = |pod: &Pod| {
+            let (stop, netns) = (Arc::clone(&stop), podway_kern::ns::NetNs::open(pod.netns.path()).unwrap());
+            std::thread::spawn(move || {
+                let shoot = || {
+                    let mut sent = 0u64;
+                    while !stop.load(Ordering::Relaxed) {
+                        // A new socket has a new port: each packet is the first of its flow.
+                        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+                        socket.send_to(b"x", "10.244.1.3:53").unwrap();
+                        sent += 1;
+                    }
+                    sent
+                };
+                netns.run(shoot).unwrap()
+            })
+        };
+        let (denied, allowed) = (fire(&c), fire(&a));
+        let (mut from_a, mut from_c) = (0u64, 0u64);
+        let mut drain = || {
+            let mut buffer = [0; 16];
+            while let Ok((_, source)) = receiver.recv_from(&mut buffer) {
+                *if source.ip() == c.record.addresses[0] { &mut from_c } else { &mut from_a } += 1;
+            }
+            from_a
+        };
+        for _ in 0..3 {
+            let before = drain();
+            node.kill_agent();
+            node.start_agent();
+            wait_until("packets of the allowed pod arrive", || (drain() > before + 100).then_some(()));
+        }
+        stop.store(true, Ordering::Relaxed);
+        let (shots, _) = (denied.join().unwrap(), allowed.join().unwrap());
+        drain();
+        assert!(shots > 1000, "{shots} packets of the denied pod were sent");
+        assert_eq!(from_c, 0, "of {shots} packets of the denied pod");
+    });
+}
+
+#[test]
+fn others_neither_flush_nor_delete_our_table_for_long_and_keep_theirs() {
+    on_a_node("others_neither_flush_nor_delete_our_table_for_long_and_keep_theirs", |node| {
+        let [a, b, c] = three_pods(node);
+        node.documents("policy.yaml", Some(&policy("x", "from-a", FROM_A)));
+        sh("nft add table inet foreign");
+        sh("nft add chain inet foreign mine");
+        node.start_agent();
+        for rude in ["nft flush ruleset", "nft delete table inet podway-policy"] {
+            // Where the table has an owner the kernel refuses or passes over it; elsewhere it is repaired.
+            run(rude);
+            wait_until("our table is there", || {
+                run("nft list table inet podway-policy").0.then_some(()).filter(|()| !node.allowed(&c, &b, 53))
+            });
+            assert!(node.allowed(&a, &b, 53), "after {rude}");
+            if rude.contains("delete") {
+                sh("nft list table inet foreign");
+            } else {
+                sh("nft add table inet foreign");
+            }
+        }
+        node.kill_agent();
+        let (done, output) = run(&format!("{} cleanup", env!("CARGO_BIN_EXE_policy-agent")));
+        assert!(done, "{output}");
+        assert!(!run("nft list table inet podway-policy").0, "cleanup removes our table");
+        sh("nft list table inet foreign");
+        assert!(node.allowed(&c, &b, 53), "nothing is restricted any more");
+    });
+}

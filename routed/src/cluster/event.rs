@@ -1,0 +1,96 @@
+//! What goes into the core and what comes out.
+
+use std::collections::BTreeMap;
+
+use ipnet::IpNet;
+use podway_model::node_file::NodeFile;
+use podway_store::{Event as StoreEvent, Expect, StoreError, Written};
+
+use super::Refusal;
+use crate::view::LocalFacts;
+
+/// What the core is told.
+#[derive(Debug, Clone)]
+pub(crate) enum Event {
+    /// From the watch of the store.
+    Store(StoreEvent),
+    /// The kernel's facts, when they change.
+    Facts(LocalFacts),
+    /// How full this node's blocks are, when it changes.
+    Usage(BTreeMap<IpNet, Usage>),
+    /// A write has ended.
+    Written {
+        /// [`Write::id`].
+        id: u64,
+        /// How.
+        result: Result<Written, StoreError>,
+    },
+    /// The node file was written, or could not be.
+    NodeFileWritten {
+        /// [`NodeFile::generation`] of the file.
+        generation: u64,
+        /// The error, for people.
+        error: Option<String>,
+    },
+    /// The wall clock, once in a while: seconds since 1970.
+    Clock(u64),
+    /// The deadline has come.
+    Tick,
+}
+
+/// How full a block is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Usage {
+    /// Addresses that can be leased without breaking quarantine.
+    pub(crate) available: u64,
+    /// Addresses that pods hold.
+    pub(crate) leased: u64,
+    /// Whether a pod holds the block's first address, so that it cannot become the node's.
+    pub(crate) first_leased: bool,
+}
+
+/// What the core wants done.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Action {
+    /// Write to the store; answer with [`Event::Written`].
+    Write(Write),
+    /// Replace the node file, under the address lock; answer with [`Event::NodeFileWritten`].
+    WriteNodeFile(Box<NodeFile>),
+    /// The view has changed: hand it out.
+    Publish,
+    /// This node must not take part. The last action ever.
+    Refuse(Refusal),
+    /// Tell people, once.
+    Report(Severity, String),
+}
+
+/// How loud a report is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Severity {
+    /// Something was done.
+    Info,
+    /// Somebody should look.
+    Warn,
+}
+
+/// One write to the store, with its condition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Write {
+    /// Tells it from other writes.
+    pub(crate) id: u64,
+    /// The key.
+    pub(crate) key: String,
+    /// What to do.
+    pub(crate) operation: Operation,
+}
+
+/// What a write does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Operation {
+    /// Put.
+    Put(Vec<u8>, Expect),
+    /// Put, bound to the process's lease.
+    PutLeased(Vec<u8>, Expect),
+    /// Delete what was last changed at this revision.
+    Delete(i64),
+}

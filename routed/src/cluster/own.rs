@@ -1,0 +1,280 @@
+//! The life of this node's blocks.
+//!
+//! ```text
+//!              create           seen in own watch     confirmed=true seen
+//!   (free) ───────────▶ Claiming ───────────▶ Pending ───────────▶ Active
+//!                          │ refused, failed     │ loser, gone       │ claim lost: released, or
+//!                          ▼                     ▼                   │ somebody was earlier
+//!                       (free)                (free)    no pods      ▼
+//!                                                (free) ◀──────── Stranded ──▶ Active, if claimed
+//!                                                        pods gone             anew while free
+//! ```
+//!
+//! A block is confirmed only when the own watch has delivered the claim and it has the lowest create revision: the
+//! watch delivers in the order of revisions, so every claim that was made before is known then.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use podway_model::cluster::{Claim, encode};
+use podway_model::ids::ObjectName;
+use podway_model::keys::Key;
+use podway_model::node_file::NodeBlock;
+use podway_store::Expect;
+
+use super::claims::{ClaimIndex, overlap};
+use super::core::Core;
+use super::event::{Action, Operation, Severity};
+use super::pools::{Pools, Taken, candidate};
+
+/// Another block is claimed when fewer addresses than this can be leased, or than a quarter of a block.
+const LOW_WATER: u64 = 16;
+/// Blocks that one node may hold: 16,000 pods with blocks of the default size.
+const MAX_BLOCKS: usize = 256;
+/// How long a released block stays unclaimable, in seconds.
+const HOLD_SECONDS: u64 = 24 * 3600;
+
+/// A block of this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Own {
+    pub(crate) pool: ObjectName,
+    pub(crate) phase: Phase,
+    /// Create revision of the claim; from a node file: negative, in its order.
+    pub(crate) order: i64,
+    /// The store was wiped: claim it anew, and keep it meanwhile.
+    pub(crate) republish: bool,
+}
+
+/// How far a block's life has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// The claim is being written.
+    Claiming,
+    /// The claim stands in the store, unconfirmed.
+    Pending,
+    /// Ours.
+    Active,
+    /// Lost while pods live in it.
+    Stranded,
+}
+
+impl Own {
+    /// A block of a node file of this boot: ours until the store says otherwise.
+    pub(crate) fn from_file(block: &NodeBlock, place: usize) -> Self {
+        let order = i64::MIN.saturating_add_unsigned(place as u64);
+        Self { pool: block.pool.clone(), phase: Phase::Active, order, republish: false }
+    }
+}
+
+impl Core {
+    /// Compares the own blocks with the claims in the store.
+    pub(super) fn follow_claims(&mut self, out: &mut Vec<Action>) {
+        let index = ClaimIndex::new(&self.table);
+        let mine: Vec<IpNet> = self.table.claims.keys().filter(|(n, _)| *n == self.me.node).map(|k| k.1).collect();
+        let blocks: BTreeSet<IpNet> = self.own.keys().copied().chain(mine).collect();
+        for block in blocks {
+            self.follow_block(block, &index, out);
+        }
+    }
+
+    fn follow_block(&mut self, block: IpNet, index: &ClaimIndex, out: &mut Vec<Action>) {
+        let key = Key::Claim(self.me.node.clone(), block);
+        let stored = self.table.claims.get(&(self.me.node.clone(), block));
+        let Some(stored) = stored.filter(|s| s.value.instance_id == self.me.instance_id).cloned() else {
+            if let Some(other) = stored {
+                self.problems.insert(format!(
+                    "{key} is held by installation {} of this node; `podwayctl node release {}` frees it",
+                    other.value.instance_id, self.me.node
+                ));
+            }
+            return self.follow_missing(block, stored.is_some(), index, out);
+        };
+        let wins = index.wins(&self.me.node, block, stored.create);
+        let pool = stored.value.pool.clone();
+        let own = self.own.entry(block).or_insert_with(|| Own {
+            pool,
+            phase: Phase::Pending,
+            order: stored.create,
+            republish: false,
+        });
+        own.republish = false;
+        if wins {
+            own.order = stored.create;
+            if own.phase == Phase::Claiming {
+                own.phase = Phase::Pending;
+            }
+            if stored.value.confirmed {
+                if own.phase != Phase::Active {
+                    own.phase = Phase::Active;
+                    let text = format!("block {block} of pool {} is ours", own.pool);
+                    out.push(Action::Report(Severity::Info, text));
+                }
+            } else if self.can_write() {
+                let confirmed = Claim { confirmed: true, ..stored.value };
+                let expect = Expect::Revision(stored.modified);
+                self.writes.propose(key.to_string(), Operation::Put(encode(&confirmed), expect), out);
+            }
+            return;
+        }
+        if self.can_write() {
+            self.writes.propose(key.to_string(), Operation::Delete(stored.modified), out);
+        }
+        self.lose(block, "another node claimed it earlier", out);
+    }
+
+    /// No claim of ours stands in the store. `foreign`: another installation's does, under our name.
+    fn follow_missing(&mut self, block: IpNet, foreign: bool, index: &ClaimIndex, out: &mut Vec<Action>) {
+        let Some(own) = self.own.get(&block).cloned() else { return };
+        let key = Key::Claim(self.me.node.clone(), block).to_string();
+        let is_free = !foreign && index.overlapping(block).next().is_none();
+        match own.phase {
+            Phase::Claiming => {
+                if !self.writes.is_busy(&key) {
+                    self.own.remove(&block);
+                }
+            }
+            Phase::Pending => drop(self.own.remove(&block)),
+            Phase::Active if own.republish && is_free => self.write_claim(block, &own.pool, out),
+            Phase::Active => {
+                let former = self.table.released.get(&block).is_some_and(|r| r.value.former_owner == self.me.node);
+                let why = if former { "it was released" } else { "its claim is gone from the store" };
+                self.lose(block, why, out);
+            }
+            Phase::Stranded => {
+                if self.usage.get(&block).is_some_and(|usage| usage.leased == 0) {
+                    out.push(Action::Report(Severity::Info, format!("lost block {block}: its last pod is gone")));
+                    self.own.remove(&block);
+                } else if is_free && !self.is_held(block) && self.is_registered() {
+                    self.write_claim(block, &own.pool, out);
+                }
+            }
+        }
+    }
+
+    fn write_claim(&mut self, block: IpNet, pool: &ObjectName, out: &mut Vec<Action>) {
+        if !self.can_write() || !self.is_registered() {
+            return;
+        }
+        let claim = Claim { instance_id: self.me.instance_id.clone(), pool: pool.clone(), confirmed: false };
+        let key = Key::Claim(self.me.node.clone(), block).to_string();
+        self.writes.propose(key, Operation::Put(encode(&claim), Expect::Absent), out);
+    }
+
+    /// A block is not ours any more. Where pods live in it, or may, it is stranded.
+    fn lose(&mut self, block: IpNet, why: &str, out: &mut Vec<Action>) {
+        let Some(own) = self.own.get_mut(&block) else { return };
+        match own.phase {
+            Phase::Claiming | Phase::Pending => {
+                self.own.remove(&block);
+                self.attempt += 1;
+            }
+            Phase::Active if self.usage.get(&block).is_some_and(|usage| usage.leased == 0) => {
+                out.push(Action::Report(Severity::Warn, format!("block {block} lost: {why}; no pod was in it")));
+                self.own.remove(&block);
+            }
+            Phase::Active => {
+                let text = format!(
+                    "block {block} lost: {why}; its pods keep running, cut off from other nodes until they are \
+                     made anew or the block can be claimed again"
+                );
+                out.push(Action::Report(Severity::Warn, text));
+                own.phase = Phase::Stranded;
+                own.republish = false;
+            }
+            Phase::Stranded => {}
+        }
+    }
+
+    /// Whether a block was released not long ago.
+    fn is_held(&self, block: IpNet) -> bool {
+        self.holds().any(|held| overlap(held, block))
+    }
+
+    fn holds(&self) -> impl Iterator<Item = IpNet> {
+        let wall = self.wall_offset.map(|offset| offset.saturating_add_unsigned(self.now().as_secs()));
+        let held = self.table.released.iter().filter(move |(_, released)| {
+            let end = released.value.at_unix_seconds.saturating_add(HOLD_SECONDS);
+            // A clock that was never told or is slow holds longer, which is the safe side.
+            wall.is_none_or(|wall| i64::try_from(end).is_ok_and(|end| wall < end))
+        });
+        held.map(|(block, _)| *block)
+    }
+
+    /// Claims another block per family where few addresses are left.
+    pub(super) fn claim_ahead(&mut self, now: Duration, out: &mut Vec<Action>) {
+        if !self.is_synced() || self.doubt.is_some() {
+            return;
+        }
+        let pools = Pools::new(&self.table);
+        if pools.usable.is_empty() {
+            let text = "no usable pool in the store: no block can be claimed; `podwayctl apply` one";
+            self.problems.insert(text.to_owned());
+            return;
+        }
+        for v6 in [false, true] {
+            let mine = pools.for_node(v6, &self.me.labels);
+            if let Some((_, first)) = mine.first() {
+                let size = block_size(first.block_len(), first.cidr.max_prefix_len());
+                let low_water = LOW_WATER.min(size / 4).max(1);
+                let available = self.available(&mine.iter().map(|(name, _)| *name).collect());
+                if available < low_water && now >= self.claim_not_before {
+                    self.claim_one(&mine, available, out);
+                }
+            }
+        }
+    }
+
+    /// Addresses that can be leased, or soon will be, in blocks of these pools.
+    fn available(&self, pools: &BTreeSet<&ObjectName>) -> u64 {
+        let blocks = self.own.iter().filter(|(_, own)| own.phase != Phase::Stranded && pools.contains(&own.pool));
+        let each = blocks.map(|(block, own)| {
+            let known = self.usage.get(block).filter(|_| own.phase == Phase::Active);
+            known.map_or(block_size(block.prefix_len(), block.max_prefix_len()), |usage| usage.available)
+        });
+        each.fold(0, u64::saturating_add)
+    }
+
+    fn claim_one(
+        &mut self,
+        pools: &[(&ObjectName, &podway_model::cluster::Pool)],
+        available: u64,
+        out: &mut Vec<Action>,
+    ) {
+        if !self.can_write() || !self.is_registered() {
+            return;
+        }
+        if self.own.len() >= MAX_BLOCKS {
+            self.problems.insert(format!("this node has {MAX_BLOCKS} blocks, the most that are allowed"));
+            return;
+        }
+        let claims = ClaimIndex::new(&self.table);
+        let past = self.past.as_ref().map(ClaimIndex::new);
+        let others: BTreeSet<IpNet> = self.holds().chain(self.own.keys().copied()).collect();
+        let taken = Taken { claims: &claims, past: past.as_ref(), others: &others };
+        let found = pools.iter().find_map(|(name, pool)| {
+            let fits = |block: &IpNet| pool.cidr.contains(block) && block.prefix_len() == pool.block_len();
+            let earlier = self.hints.iter().map(|(block, _)| *block).filter(fits).find(|block| taken.is_free(*block));
+            let block = earlier.or_else(|| candidate(&self.me.node, name, pool, &taken, self.attempt))?;
+            Some((block, (*name).clone()))
+        });
+        let Some((block, pool)) = found else {
+            let names: Vec<&str> = pools.iter().map(|(name, _)| name.as_str()).collect();
+            self.problems.insert(format!(
+                "no free block left in {}, and {available} addresses left on this node: add a pool",
+                names.join(", ")
+            ));
+            return;
+        };
+        self.hints.retain(|(hint, _)| *hint != block);
+        self.write_claim(block, &pool, out);
+        if self.writes.is_busy(&Key::Claim(self.me.node.clone(), block).to_string()) {
+            self.own.insert(block, Own { pool, phase: Phase::Claiming, order: i64::MAX, republish: false });
+        }
+    }
+}
+
+/// Addresses in a block; saturates.
+fn block_size(prefix_len: u8, max_prefix_len: u8) -> u64 {
+    1u64.checked_shl(u32::from(max_prefix_len.saturating_sub(prefix_len))).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,300 @@
+//! What the core hands out: the view for the other parts of `routed`, and the node file for the CNI plugin.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use podway_model::ids::{BootId, Mtu};
+use podway_model::node_file::{BlockState, NodeBlock, NodeFile, NodePool};
+
+use super::claims::ClaimIndex;
+use super::core::Core;
+use super::event::{Action, Severity};
+use super::own::{Own, Phase};
+use super::pools::Pools;
+use super::table::Table;
+use crate::dataplane::mtu::pod_mtu;
+use crate::view::{ClusterView, NodeView, OwnBlock, OwnBlockState};
+
+/// Delay before a node file that could not be written is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// State of the node file.
+#[derive(Debug, Default)]
+pub(crate) struct FileState {
+    /// As it stands on the disk, in this boot.
+    written: Option<NodeFile>,
+    /// On its way to the disk.
+    writing: Option<NodeFile>,
+    /// An earlier boot's, until there is one of this boot.
+    earlier: Option<NodeFile>,
+    generation: u64,
+    retry_at: Option<Duration>,
+}
+
+impl FileState {
+    /// `found`: as it stands on the disk.
+    pub(crate) fn new(found: Option<NodeFile>, boot: &BootId) -> Self {
+        let generation = found.as_ref().map_or(0, |file| file.generation);
+        let (written, earlier) = match found {
+            Some(file) if file.boot_id == *boot => (Some(file), None),
+            other => (None, other),
+        };
+        Self { written, earlier, generation, ..Self::default() }
+    }
+
+    /// Addresses that the file on the disk reserves for the node.
+    pub(super) fn tunnel_addresses(&self) -> &[IpAddr] {
+        self.written.as_ref().map_or(&[], |file| &file.tunnel_addresses)
+    }
+
+    /// Blocks of the boot before, until there is a file of this boot.
+    pub(super) fn earlier_blocks(&self) -> &[NodeBlock] {
+        self.earlier.as_ref().map_or(&[], |file| &file.blocks)
+    }
+
+    pub(super) fn retry_at(&self) -> Option<Duration> {
+        self.retry_at
+    }
+
+    pub(super) fn on_written(
+        &mut self,
+        now: Duration,
+        generation: u64,
+        error: Option<String>,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(file) = self.writing.take_if(|file| file.generation == generation) else { return };
+        match error {
+            None => {
+                self.written = Some(file);
+                self.earlier = None;
+            }
+            Some(error) => {
+                out.push(Action::Report(Severity::Warn, format!("node file not written: {error}")));
+                self.retry_at = Some(now + RETRY);
+            }
+        }
+    }
+}
+
+impl Core {
+    /// Hands out what has changed.
+    pub(super) fn publish(&mut self, now: Duration, out: &mut Vec<Action>) {
+        let view = self.make_view();
+        if *self.view != view {
+            self.view = Arc::new(view);
+            out.push(Action::Publish);
+        }
+        self.write_node_file(now, out);
+    }
+
+    fn make_view(&mut self) -> ClusterView {
+        let table = self.in_force();
+        let pools = Pools::new(&table);
+        self.collect_problems(&table, &pools);
+        let in_order = self.blocks_in_order();
+        let own_blocks = in_order.iter().map(|(block, own)| OwnBlock {
+            cidr: *block,
+            pool: own.pool.clone(),
+            state: self.state(own, &pools),
+        });
+        let own_blocks = own_blocks.collect();
+        let (tunnel_v4, tunnel_v6) = (self.tunnel(&in_order, false), self.tunnel(&in_order, true));
+        ClusterView {
+            synced: self.is_synced(),
+            revision: table.revision,
+            store: self.store_in_words(),
+            nodes: self.nodes(&table),
+            config: table.config.map(|stored| stored.value).unwrap_or_default(),
+            pools: pools.usable,
+            own_blocks,
+            tunnel_v4: tunnel_v4.and_then(|address| match address {
+                IpAddr::V4(v4) => Some(v4),
+                IpAddr::V6(_) => None,
+            }),
+            tunnel_v6: tunnel_v6.and_then(|address| match address {
+                IpAddr::V4(_) => None,
+                IpAddr::V6(v6) => Some(v6),
+            }),
+            reflectors: table.reflectors.into_iter().map(|(node, stored)| (node, stored.value)).collect(),
+            peers: table.peers.into_iter().map(|(name, stored)| (name, stored.value)).collect(),
+            problems: self.problems.iter().cloned().collect(),
+        }
+    }
+
+    fn state(&self, own: &Own, pools: &Pools) -> OwnBlockState {
+        match own.phase {
+            Phase::Claiming | Phase::Pending => OwnBlockState::Pending,
+            Phase::Stranded => OwnBlockState::Stranded,
+            Phase::Active => match pools.usable.get(&own.pool) {
+                Some(pool) if pool.disabled => OwnBlockState::Draining,
+                Some(_) => OwnBlockState::Active,
+                // Deleted by an operator, or not known: not yet, or not any more since the store was wiped.
+                None if self.is_synced() && self.past.is_none() => OwnBlockState::Draining,
+                None => OwnBlockState::Active,
+            },
+        }
+    }
+
+    fn collect_problems(&mut self, table: &Table, pools: &Pools) {
+        for (key, bad) in &table.bad {
+            self.problems.insert(format!("{key}: ignoring it: {}", bad.reason));
+        }
+        self.problems.extend(pools.problems.iter().cloned());
+        self.problems.extend(self.store_problems.iter().cloned());
+        if !self.is_synced() && self.has_snapshot {
+            self.problems.insert("config cannot be used, and no earlier one is known: nothing is changed".into());
+        }
+        if self.past.is_some() && self.table.pools.is_empty() {
+            self.problems.insert("the store was wiped: apply pools and configuration again".into());
+        }
+        for (block, own) in &self.own {
+            if own.phase == Phase::Stranded {
+                self.problems.insert(format!("block {block} is lost, and pods live in it"));
+            } else if self.state(own, pools) == OwnBlockState::Draining && !pools.usable.contains_key(&own.pool) {
+                let text = "is not usable any more: no new pods in it";
+                self.problems.insert(format!("block {block}: its pool {} {text}", own.pool));
+            }
+        }
+    }
+
+    fn store_in_words(&self) -> String {
+        match (&self.away, self.has_snapshot) {
+            (Some(reason), _) => format!("away: {reason}"),
+            (None, true) => "in sync".to_owned(),
+            (None, false) => "connecting".to_owned(),
+        }
+    }
+
+    fn blocks_in_order(&self) -> Vec<(IpNet, Own)> {
+        let mut blocks: Vec<(IpNet, Own)> = self.own.iter().map(|(block, own)| (*block, own.clone())).collect();
+        blocks.sort_by_key(|(block, own)| (own.order, *block));
+        blocks
+    }
+
+    fn nodes(&self, table: &Table) -> BTreeMap<podway_model::ids::NodeName, NodeView> {
+        let mut nodes: BTreeMap<_, NodeView> = BTreeMap::new();
+        for (node, stored) in &table.nodes {
+            let live = table.live.contains_key(node);
+            let view = NodeView { record: Some(stored.value.clone()), live, ..NodeView::default() };
+            nodes.insert(node.clone(), view);
+        }
+        let index = ClaimIndex::new(table);
+        for ((node, block), stored) in &table.claims {
+            let view = nodes.entry(node.clone()).or_default();
+            view.live = table.live.contains_key(node);
+            // While a claim moves, the loser's route is ignored.
+            if stored.value.confirmed && index.wins(node, *block, stored.create) {
+                view.blocks.insert(*block);
+            }
+        }
+        nodes
+    }
+
+    /// The node's own address in its first block of a family. It stays for as long as its block is held.
+    fn tunnel(&self, blocks: &[(IpNet, Own)], v6: bool) -> Option<IpAddr> {
+        let held: Vec<IpNet> = blocks
+            .iter()
+            .filter(|(block, own)| own.phase == Phase::Active && block.addr().is_ipv6() == v6)
+            .map(|(block, _)| *block)
+            .collect();
+        let now = match v6 {
+            false => self.view.tunnel_v4.map(IpAddr::V4),
+            true => self.view.tunnel_v6.map(IpAddr::V6),
+        };
+        let reserved = self.file.tunnel_addresses().iter().copied().find(|address| address.is_ipv6() == v6);
+        let kept = now.or(reserved).filter(|address| held.iter().any(|block| block.contains(address)));
+        kept.or_else(|| {
+            let free = |block: &&IpNet| !self.usage.get(block).is_some_and(|usage| usage.first_leased);
+            held.iter().find(free).map(IpNet::network)
+        })
+    }
+
+    fn write_node_file(&mut self, now: Duration, out: &mut Vec<Action>) {
+        if self.file.writing.is_some() || self.file.retry_at.is_some_and(|at| now < at) {
+            return;
+        }
+        let Some(mut file) = self.node_file() else { return };
+        file.generation = self.file.generation;
+        if self.file.written.as_ref() == Some(&file) {
+            return;
+        }
+        self.file.generation += 1;
+        file.generation = self.file.generation;
+        self.file.retry_at = None;
+        self.file.writing = Some(file.clone());
+        out.push(Action::WriteNodeFile(Box::new(file)));
+    }
+
+    /// What the node file should be; `None` while there is nothing to say.
+    fn node_file(&self) -> Option<NodeFile> {
+        if !self.is_synced() {
+            return self.unconfirmed_file();
+        }
+        let view = &self.view;
+        let blocks: Vec<NodeBlock> = view.own_blocks.iter().filter_map(node_block).collect();
+        // A first file without a block would turn pods away that a moment later have one.
+        if blocks.is_empty() && self.file.written.is_none() {
+            return None;
+        }
+        let pools = [false, true].into_iter().flat_map(|v6| self.node_pools(v6));
+        let tunnels = [view.tunnel_v4.map(IpAddr::V4), view.tunnel_v6.map(IpAddr::V6)];
+        Some(NodeFile {
+            schema: podway_model::SCHEMA,
+            boot_id: self.me.boot_id.clone(),
+            instance_id: self.me.instance_id.clone(),
+            generation: 0,
+            node: self.me.node.clone(),
+            confirmed: true,
+            mtu: self.mtu()?,
+            policy: view.config.policy.mode,
+            policy_timeout: view.config.policy.on_timeout,
+            masquerade: view.config.masquerade.enabled,
+            pools: pools.collect(),
+            blocks,
+            tunnel_addresses: tunnels.into_iter().flatten().collect(),
+            namespace_pools: BTreeMap::new(),
+        })
+    }
+
+    /// After a boot without the store: the earlier boot's file, said to be unconfirmed. Nobody frees a node's
+    /// blocks but an operator, so they are still ours unless somebody released them.
+    fn unconfirmed_file(&self) -> Option<NodeFile> {
+        self.away.as_ref()?;
+        let earlier = self.file.earlier.clone()?;
+        Some(NodeFile { boot_id: self.me.boot_id.clone(), confirmed: false, ..earlier })
+    }
+
+    fn mtu(&self) -> Option<Mtu> {
+        match &self.facts {
+            Some(facts) => Some(pod_mtu(&self.view, facts)),
+            None => self.file.written.as_ref().map(|file| file.mtu),
+        }
+    }
+
+    fn node_pools(&self, v6: bool) -> Vec<NodePool> {
+        let mine = self.view.pools.iter().filter(|(_, pool)| {
+            pool.cidr.addr().is_ipv6() == v6
+                && pool.namespace_selector.is_none()
+                && pool.node_selector.matches(&self.me.labels)
+        });
+        let pools = mine.map(|(name, pool)| NodePool {
+            name: name.clone(),
+            cidr: pool.cidr,
+            assignment: pool.assignment,
+        });
+        pools.collect()
+    }
+}
+
+fn node_block(own: &OwnBlock) -> Option<NodeBlock> {
+    let state = match own.state {
+        OwnBlockState::Active => BlockState::Active,
+        OwnBlockState::Draining => BlockState::Draining,
+        OwnBlockState::Pending | OwnBlockState::Stranded => return None,
+    };
+    Some(NodeBlock { cidr: own.cidr, pool: own.pool.clone(), state })
+}

@@ -1,0 +1,273 @@
+//! The shell round the core: the store, the address leases, the node file, time.
+//!
+//! One loop: wait for an event, step, carry out. Writes to the store and blocking file work run beside the loop,
+//! as futures that end in an event; how many there are is bounded by the core (one write per key, one node file)
+//! and by this loop (one look at the leases). Everything awaited is cancel-safe: the watch of the store hands out
+//! whole events, facts are a `watch`, and a notice of the leases' folder is only a hint to look. There is exactly
+//! one sleep: until the core's deadline or the next slow look.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use futures::stream::FuturesUnordered;
+use futures::{Stream, StreamExt as _};
+use inotify::{Inotify, WatchMask};
+use ipnet::IpNet;
+use podway_ipam::store::{AddressLock, since_boot};
+use podway_ipam::LeaseStore;
+use podway_model::ids::BootId;
+use podway_model::node_file::NodeFile;
+use podway_store::Store;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+
+use super::core::Core;
+use super::event::{Action, Event, Operation, Severity, Usage, Write};
+use super::table::PREFIXES;
+use super::{Identity, Refusal};
+use crate::view::{ClusterView, LocalFacts};
+
+/// Slow look at the leases (addresses leave quarantine without a notice) and at the wall clock.
+const LOOK: Duration = Duration::from_secs(30);
+/// Leases change in bursts: how soon a notice is followed by a look.
+const SOON: Duration = Duration::from_millis(50);
+
+/// Work beside the loop.
+type Work = FuturesUnordered<Pin<Box<dyn Future<Output = Done> + Send>>>;
+
+/// What work ended with.
+enum Done {
+    /// An event for the core.
+    Event(Event),
+    /// A look at the leases.
+    Look(Result<BTreeMap<IpNet, Usage>, String>),
+}
+
+/// Runs for the life of the process; publishes every change of the view. Ends only with a [`Refusal`].
+pub(crate) async fn run(
+    identity: Identity,
+    store: Arc<dyn Store>,
+    mut facts: watch::Receiver<Option<LocalFacts>>,
+    view: watch::Sender<Arc<ClusterView>>,
+) -> Result<Infallible, Refusal> {
+    let start = Instant::now();
+    let mut core = Core::new(identity.clone(), read_node_file(&identity.node_file));
+    let mut events = store.watch(&PREFIXES);
+    let mut notices: Option<Notices> = None;
+    let mut work = Work::new();
+    let mut leases = Leases { is_looking: false, look_at: start, looked_for: Vec::new(), problem: None };
+    let mut facts_end = false;
+    facts.mark_changed();
+    work.push(Box::pin(async { Done::Event(Event::Clock(unix_seconds())) }));
+    loop {
+        if notices.is_none() {
+            notices = watch_leases(&identity.ipam_dir).ok();
+        }
+        let own: Vec<IpNet> = core.view().own_blocks.iter().map(|block| block.cidr).collect();
+        if own != leases.looked_for {
+            leases.look_at = Instant::now();
+        }
+        if !leases.is_looking && leases.look_at <= Instant::now() {
+            leases.is_looking = true;
+            leases.look_at = Instant::now() + LOOK;
+            leases.looked_for.clone_from(&own);
+            work.push(look_at_leases(&identity, own));
+            work.push(Box::pin(async { Done::Event(Event::Clock(unix_seconds())) }));
+        }
+        let deadline = core.deadline().map_or(leases.look_at, |at| leases.look_at.min(start + at));
+        // While a look is under way, its end wakes the loop.
+        let deadline = if leases.is_looking { deadline.max(Instant::now() + SOON) } else { deadline };
+        let event = tokio::select! {
+            event = events.next() => match event {
+                Some(event) => Event::Store(event),
+                None => return std::future::pending().await,
+            },
+            changed = facts.changed(), if !facts_end => {
+                facts_end = changed.is_err();
+                match facts.borrow_and_update().clone() {
+                    Some(facts) => Event::Facts(facts),
+                    None => continue,
+                }
+            }
+            Some(done) = work.next() => match done {
+                Done::Event(event) => event,
+                Done::Look(result) => {
+                    leases.is_looking = false;
+                    match leases.on_look(result) {
+                        Some(usage) => Event::Usage(usage),
+                        None => continue,
+                    }
+                }
+            },
+            () = noticed(&mut notices) => {
+                leases.look_at = leases.look_at.min(Instant::now() + SOON);
+                continue;
+            }
+            () = sleep_until(deadline) => Event::Tick,
+        };
+        let mut out = Vec::new();
+        core.step(start.elapsed(), event, &mut out);
+        for action in out {
+            match action {
+                Action::Write(write) => work.push(carry_out(store.clone(), write)),
+                Action::WriteNodeFile(file) => work.push(write_node_file(&identity, *file)),
+                Action::Publish => drop(view.send_replace(core.view())),
+                Action::Report(Severity::Info, text) => tracing::info!("{text}"),
+                Action::Report(Severity::Warn, text) => tracing::warn!("{text}"),
+                Action::Refuse(refusal) => return Err(refusal),
+            }
+        }
+    }
+}
+
+/// When to look at the leases, and what was said about them.
+struct Leases {
+    is_looking: bool,
+    look_at: Instant,
+    /// Blocks of the last look.
+    looked_for: Vec<IpNet>,
+    /// Told once.
+    problem: Option<String>,
+}
+
+impl Leases {
+    fn on_look(&mut self, result: Result<BTreeMap<IpNet, Usage>, String>) -> Option<BTreeMap<IpNet, Usage>> {
+        match result {
+            Ok(usage) => {
+                self.problem = None;
+                Some(usage)
+            }
+            Err(error) => {
+                if self.problem.as_ref() != Some(&error) {
+                    tracing::warn!("address leases cannot be read: {error}");
+                    self.problem = Some(error);
+                }
+                None
+            }
+        }
+    }
+}
+
+fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// A stream of notices from the leases' folder.
+type Notices = Pin<Box<dyn Stream<Item = io::Result<inotify::EventOwned>> + Send>>;
+
+fn watch_leases(folder: &Path) -> io::Result<Notices> {
+    fs::create_dir_all(folder)?;
+    let inotify = Inotify::init()?;
+    inotify.watches().add(folder, WatchMask::MODIFY | WatchMask::MOVED_TO | WatchMask::CREATE | WatchMask::DELETE_SELF)?;
+    Ok(Box::pin(inotify.into_event_stream([0; 4096])?))
+}
+
+/// Waits for a notice. Without a folder, and after the folder was replaced, the slow look has to do until the
+/// folder is watched again.
+async fn noticed(notices: &mut Option<Notices>) {
+    match notices {
+        None => std::future::pending().await,
+        Some(stream) => {
+            let is_gone = match stream.next().await {
+                Some(Ok(event)) => event.mask.intersects(inotify::EventMask::IGNORED | inotify::EventMask::DELETE_SELF),
+                Some(Err(_)) | None => true,
+            };
+            if is_gone {
+                *notices = None;
+            }
+        }
+    }
+}
+
+fn look_at_leases(identity: &Identity, blocks: Vec<IpNet>) -> Pin<Box<dyn Future<Output = Done> + Send>> {
+    let (folder, boot) = (identity.ipam_dir.clone(), identity.boot_id.clone());
+    let file = identity.node_file.clone();
+    Box::pin(async move {
+        let look = tokio::task::spawn_blocking(move || count_leases(&folder, &boot, &file, &blocks));
+        Done::Look(look.await.unwrap_or_else(|error| Err(error.to_string())))
+    })
+}
+
+/// Waits for the address lock, so it runs on a thread of its own.
+fn count_leases(
+    folder: &Path,
+    boot: &BootId,
+    file: &Path,
+    blocks: &[IpNet],
+) -> Result<BTreeMap<IpNet, Usage>, String> {
+    let leases = LeaseStore::open(folder, boot).map_err(|error| error.to_string())?;
+    let reserved = read_node_file(file).map(|file| file.tunnel_addresses).unwrap_or_default();
+    let count = |block: &IpNet| {
+        let usage = leases.ledger().usage(*block, &reserved, since_boot());
+        let first_leased = leases.ledger().holder(block.network()).is_some();
+        (*block, Usage { available: usage.available(), leased: usage.leased, first_leased })
+    };
+    Ok(blocks.iter().map(count).collect())
+}
+
+fn carry_out(store: Arc<dyn Store>, write: Write) -> Pin<Box<dyn Future<Output = Done> + Send>> {
+    Box::pin(async move {
+        let Write { id, key, operation } = write;
+        let result = match operation {
+            Operation::Put(value, expect) => store.put_if(&key, &value, expect).await,
+            Operation::PutLeased(value, expect) => store.put_leased(&key, &value, expect).await,
+            Operation::Delete(revision) => store.delete_if(&key, revision).await,
+        };
+        Done::Event(Event::Written { id, result })
+    })
+}
+
+/// The node file as it stands on the disk. One that cannot be read is replaced in time, so it only costs the
+/// memory of which blocks were ours before.
+fn read_node_file(path: &Path) -> Option<NodeFile> {
+    let text = match fs::read(path) {
+        Ok(text) => text,
+        Err(error) => {
+            if error.kind() != io::ErrorKind::NotFound {
+                tracing::warn!("ignoring {}: {error}", path.display());
+            }
+            return None;
+        }
+    };
+    let file: Result<NodeFile, _> = serde_json::from_slice(&text);
+    let file = file.inspect_err(|error| tracing::warn!("ignoring {}: {error}", path.display())).ok()?;
+    podway_model::accepts_schema(file.schema).then_some(file)
+}
+
+fn write_node_file(identity: &Identity, file: NodeFile) -> Pin<Box<dyn Future<Output = Done> + Send>> {
+    let (path, folder) = (identity.node_file.clone(), identity.ipam_dir.clone());
+    Box::pin(async move {
+        let generation = file.generation;
+        let write = tokio::task::spawn_blocking(move || replace_node_file(&path, &folder, &file));
+        let error = match write.await {
+            Ok(result) => result.err(),
+            Err(error) => Some(error.to_string()),
+        };
+        Done::Event(Event::NodeFileWritten { generation, error })
+    })
+}
+
+/// Replaces the node file under the address lock: once this returns, nobody allocates from a block that is not
+/// in it any more.
+fn replace_node_file(path: &Path, ipam: &Path, file: &NodeFile) -> Result<(), String> {
+    let named = |path: &Path| {
+        let path = path.display().to_string();
+        move |error: io::Error| format!("{path}: {error}")
+    };
+    let text = serde_json::to_vec_pretty(file).map_err(|error| error.to_string())?;
+    let temporary: PathBuf = path.with_extension("json.new");
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).map_err(named(folder))?;
+    }
+    let _lock = AddressLock::acquire(ipam).map_err(|error| error.to_string())?;
+    let mut new = fs::File::create(&temporary).map_err(named(&temporary))?;
+    // It outlives a power cut: after a boot without the store it says which blocks are ours.
+    new.write_all(&text).and_then(|()| new.sync_all()).map_err(named(&temporary))?;
+    fs::rename(&temporary, path).map_err(named(path))
+}

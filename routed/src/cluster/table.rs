@@ -1,0 +1,183 @@
+//! What the store holds, decoded. Values that cannot be used are skipped and named; where a good value stood
+//! before, it stays in force.
+
+use std::collections::BTreeMap;
+
+use ipnet::IpNet;
+use podway_model::cluster::{
+    BgpPeer, Claim, ClusterConfig, Liveness, NodeRecord, Pool, Reflector, Released, decode,
+};
+use podway_model::ids::{NodeName, ObjectName};
+use podway_model::keys::Key;
+use podway_store::{Change, Entry};
+
+/// What is watched.
+pub(crate) const PREFIXES: [&str; 8] =
+    ["config", "pools/", "nodes/", "live/", "claims/", "released/", "peers/", "reflectors/"];
+
+/// A value and where it stands in the store's history.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Stored<T> {
+    pub(crate) value: T,
+    /// Revision at which the key came to be.
+    pub(crate) create: i64,
+    /// Revision of the last change.
+    pub(crate) modified: i64,
+}
+
+/// A value that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Bad {
+    pub(crate) reason: String,
+    pub(crate) modified: i64,
+}
+
+/// The store's contents.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Table {
+    pub(crate) revision: i64,
+    pub(crate) config: Option<Stored<ClusterConfig>>,
+    pub(crate) pools: BTreeMap<ObjectName, Stored<Pool>>,
+    pub(crate) nodes: BTreeMap<NodeName, Stored<NodeRecord>>,
+    pub(crate) live: BTreeMap<NodeName, Stored<Liveness>>,
+    pub(crate) claims: BTreeMap<(NodeName, IpNet), Stored<Claim>>,
+    pub(crate) released: BTreeMap<IpNet, Stored<Released>>,
+    pub(crate) peers: BTreeMap<ObjectName, Stored<BgpPeer>>,
+    pub(crate) reflectors: BTreeMap<NodeName, Stored<Reflector>>,
+    /// By key.
+    pub(crate) bad: BTreeMap<String, Bad>,
+}
+
+impl Table {
+    /// The table that a snapshot makes; `before` has the last good values of what is bad now.
+    pub(crate) fn from_snapshot(entries: &[Entry], revision: i64, before: &Self) -> Self {
+        let mut table = Self { revision, ..Self::default() };
+        for entry in entries {
+            table.put(entry);
+        }
+        let bad: Vec<String> = table.bad.keys().cloned().collect();
+        for key in bad.iter().filter_map(|key| key.parse().ok()) {
+            table.keep_from(before, &key);
+        }
+        table
+    }
+
+    /// Takes over a batch of changes.
+    pub(crate) fn change(&mut self, changes: &[Change], revision: i64) {
+        for change in changes {
+            match change {
+                Change::Put(entry) => self.put(entry),
+                Change::Delete { key } => self.remove(key),
+            }
+        }
+        self.revision = self.revision.max(revision);
+    }
+
+    fn put(&mut self, entry: &Entry) {
+        self.bad.remove(&entry.key);
+        let result = match entry.key.parse() {
+            Ok(key) => self.put_value(key, entry).map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        if let Err(reason) = result {
+            let bad = Bad { reason, modified: entry.mod_revision };
+            self.bad.insert(entry.key.clone(), bad);
+        }
+    }
+
+    fn put_value(&mut self, key: Key, entry: &Entry) -> Result<(), podway_model::cluster::DecodeError> {
+        fn stored<T: serde::de::DeserializeOwned>(
+            entry: &Entry,
+        ) -> Result<Stored<T>, podway_model::cluster::DecodeError> {
+            let value = decode(&entry.value)?;
+            Ok(Stored { value, create: entry.create_revision, modified: entry.mod_revision })
+        }
+        match key {
+            Key::Config => self.config = Some(stored(entry)?),
+            Key::Pool(name) => drop(self.pools.insert(name, stored(entry)?)),
+            Key::Node(node) => drop(self.nodes.insert(node, stored(entry)?)),
+            Key::Live(node) => drop(self.live.insert(node, stored(entry)?)),
+            Key::Claim(node, block) => drop(self.claims.insert((node, block), stored(entry)?)),
+            Key::Released(block) => drop(self.released.insert(block, stored(entry)?)),
+            Key::Peer(name) => drop(self.peers.insert(name, stored(entry)?)),
+            Key::Reflector(node) => drop(self.reflectors.insert(node, stored(entry)?)),
+            Key::Usage(_) | Key::Filter(_) | Key::Namespace(_) | Key::Pod(..) | Key::NetworkPolicy(..) => {}
+        }
+        Ok(())
+    }
+
+    fn remove(&mut self, key: &str) {
+        self.bad.remove(key);
+        match key.parse() {
+            Ok(Key::Config) => self.config = None,
+            Ok(Key::Pool(name)) => drop(self.pools.remove(&name)),
+            Ok(Key::Node(node)) => drop(self.nodes.remove(&node)),
+            Ok(Key::Live(node)) => drop(self.live.remove(&node)),
+            Ok(Key::Claim(node, block)) => drop(self.claims.remove(&(node, block))),
+            Ok(Key::Released(block)) => drop(self.released.remove(&block)),
+            Ok(Key::Peer(name)) => drop(self.peers.remove(&name)),
+            Ok(Key::Reflector(node)) => drop(self.reflectors.remove(&node)),
+            Ok(Key::Usage(_) | Key::Filter(_) | Key::Namespace(_) | Key::Pod(..) | Key::NetworkPolicy(..))
+            | Err(_) => {}
+        }
+    }
+
+    fn keep_from(&mut self, before: &Self, key: &Key) {
+        fn keep<K: Ord + Clone, V: Clone>(now: &mut BTreeMap<K, V>, before: &BTreeMap<K, V>, key: &K) {
+            if let Some(value) = before.get(key) {
+                now.insert(key.clone(), value.clone());
+            }
+        }
+        match key {
+            Key::Config => self.config.clone_from(&before.config),
+            Key::Pool(name) => keep(&mut self.pools, &before.pools, name),
+            Key::Node(node) => keep(&mut self.nodes, &before.nodes, node),
+            Key::Claim(node, block) => {
+                keep(&mut self.claims, &before.claims, &(node.clone(), *block));
+            }
+            Key::Peer(name) => keep(&mut self.peers, &before.peers, name),
+            Key::Reflector(node) => keep(&mut self.reflectors, &before.reflectors, node),
+            _ => {}
+        }
+    }
+
+    /// Revision of the last change of a key, whether its value can be used or not.
+    pub(crate) fn modified(&self, key: &Key) -> Option<i64> {
+        if let Some(bad) = self.bad.get(&key.to_string()) {
+            return Some(bad.modified);
+        }
+        match key {
+            Key::Node(node) => self.nodes.get(node).map(|s| s.modified),
+            Key::Live(node) => self.live.get(node).map(|s| s.modified),
+            Key::Claim(node, block) => self.claims.get(&(node.clone(), *block)).map(|s| s.modified),
+            _ => None,
+        }
+    }
+
+    /// This table with what is only in `past` added: all but signs of life and holds. A claim of the past that
+    /// overlaps one of now is over.
+    pub(crate) fn with_past(&self, past: &Self) -> Self {
+        fn add<K: Ord + Clone, V: Clone>(now: &mut BTreeMap<K, V>, past: &BTreeMap<K, V>) {
+            for (key, value) in past {
+                now.entry(key.clone()).or_insert_with(|| value.clone());
+            }
+        }
+        let mut both = self.clone();
+        if both.config.is_none() {
+            both.config.clone_from(&past.config);
+        }
+        if both.pools.is_empty() {
+            both.pools.clone_from(&past.pools);
+        }
+        add(&mut both.nodes, &past.nodes);
+        add(&mut both.peers, &past.peers);
+        add(&mut both.reflectors, &past.reflectors);
+        let now = super::claims::ClaimIndex::new(self);
+        for (key, stored) in &past.claims {
+            if now.overlapping(key.1).next().is_none() {
+                both.claims.insert(key.clone(), stored.clone());
+            }
+        }
+        both
+    }
+}

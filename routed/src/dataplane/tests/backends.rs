@@ -1,0 +1,281 @@
+//! What each backend wants, as tables.
+
+use podway_model::cluster::Backend;
+use podway_model::names::{VXLAN_DEVICE, vtep_mac};
+
+use super::super::backends::VXLAN_DEVICE6;
+use super::super::desired::{Desired, Interface, Target};
+use super::super::mtu::pod_mtu;
+use super::{Cluster, ip, name, net};
+use crate::view::OwnBlockState;
+
+/// Routes as text, in the order of their keys.
+fn routes(desired: &Desired) -> Vec<String> {
+    desired
+        .routes
+        .iter()
+        .map(|(key, spec)| {
+            let target = match spec.target {
+                Target::Via(via) => match via.interface {
+                    Interface::Device(name) => format!("via {} dev {name} onlink", via.gateway),
+                    Interface::Underlay(index) => format!("via {} dev {index}", via.gateway),
+                },
+                Target::Blackhole => "blackhole".to_owned(),
+                Target::Unreachable => "unreachable".to_owned(),
+            };
+            let source = spec.source.map(|s| format!(" src {s}")).unwrap_or_default();
+            let mtu = spec.mtu.map(|m| format!(" mtu {m}")).unwrap_or_default();
+            format!("{} {target}{source}{mtu}", key.destination)
+        })
+        .collect()
+}
+
+#[test]
+fn host_gw_routes_via_the_peers_addresses_of_each_family() {
+    let desired = Cluster::new(Backend::HostGw).desired();
+    assert_eq!(
+        routes(&desired),
+        [
+            "10.244.0.0/16 unreachable",
+            "10.244.1.0/26 blackhole",
+            "10.244.2.0/26 via 192.0.2.2 dev 2 mtu 1500",
+            "10.244.3.0/26 via 192.0.2.3 dev 2 mtu 1500",
+            "fd00:244::/32 unreachable",
+            "fd00:244:1::/122 blackhole",
+            "fd00:244:2::/122 via fd00:2::2 dev 2 mtu 1500",
+            "fd00:244:3::/122 via fd00:2::3 dev 2 mtu 1500",
+        ]
+    );
+    assert!(desired.devices.is_empty() && desired.node_problems.is_empty() && desired.prune);
+    assert_eq!(desired.neighbours_on_link, 4);
+}
+
+#[test]
+fn host_gw_refuses_a_peer_that_is_not_on_link_and_keeps_the_others() {
+    let mut cluster = Cluster::new(Backend::HostGw);
+    cluster.record(2).address_v4 = Some([198, 51, 100, 2].into());
+    cluster.record(3).address_v6 = None;
+    let desired = cluster.desired();
+    let problem = |node: &str| desired.node_problems[&name(node)].as_str();
+    assert_eq!(
+        problem("n2"),
+        "its address 198.51.100.2 is not on a link of this node; use the vxlan or bgp backend"
+    );
+    assert_eq!(problem("n3"), "it has no IPv6 underlay address for its block fd00:244:3::/122");
+    let all = routes(&desired);
+    assert!(all.contains(&"10.244.3.0/26 via 192.0.2.3 dev 2 mtu 1500".to_owned()), "{all:?}");
+    assert!(all.contains(&"fd00:244:2::/122 via fd00:2::2 dev 2 mtu 1500".to_owned()), "{all:?}");
+    assert!(!all.iter().any(|route| route.starts_with("10.244.2.0/26")), "{all:?}");
+}
+
+#[test]
+fn vxlan_carries_both_families_over_the_ipv4_underlay() {
+    let desired = Cluster::new(Backend::Vxlan).desired();
+    assert_eq!(
+        routes(&desired),
+        [
+            "10.244.0.0/16 unreachable",
+            "10.244.1.0/26 blackhole",
+            "10.244.2.0/26 via 10.244.2.0 dev podway.vxlan onlink src 10.244.1.0 mtu 1450",
+            "10.244.3.0/26 via 10.244.3.0 dev podway.vxlan onlink src 10.244.1.0 mtu 1450",
+            "fd00:244::/32 unreachable",
+            "fd00:244:1::/122 blackhole",
+            "fd00:244:2::/122 via fd00:244:2:: dev podway.vxlan onlink src fd00:244:1:: mtu 1450",
+            "fd00:244:3::/122 via fd00:244:3:: dev podway.vxlan onlink src fd00:244:1:: mtu 1450",
+        ]
+    );
+    assert_eq!(desired.devices.keys().collect::<Vec<_>>(), [&VXLAN_DEVICE]);
+    let device = &desired.devices[VXLAN_DEVICE];
+    let (mac2, mac3) = (vtep_mac("n2", VXLAN_DEVICE), vtep_mac("n3", VXLAN_DEVICE));
+    assert_eq!(device.fdb, [(mac2, ip("192.0.2.2")), (mac3, ip("192.0.2.3"))].into());
+    assert_eq!(
+        device.neighbours,
+        [
+            (ip("10.244.2.0"), mac2),
+            (ip("fd00:244:2::"), mac2),
+            (ip("10.244.3.0"), mac3),
+            (ip("fd00:244:3::"), mac3)
+        ]
+        .into()
+    );
+    assert_eq!(device.addresses, [ip("10.244.1.0"), ip("fd00:244:1::")].into());
+    assert_eq!((device.local, device.mtu.bytes(), device.port), (ip("192.0.2.1"), 1450, 8472));
+    assert_eq!(device.mac, vtep_mac("n1", VXLAN_DEVICE));
+}
+
+#[test]
+fn vxlan_reaches_a_node_without_ipv4_over_the_ipv6_underlay() {
+    let mut cluster = Cluster::new(Backend::Vxlan);
+    cluster.record(3).address_v4 = None;
+    let desired = cluster.desired();
+    assert_eq!(desired.devices.keys().collect::<Vec<_>>(), [&VXLAN_DEVICE, &VXLAN_DEVICE6]);
+    let mac3 = vtep_mac("n3", VXLAN_DEVICE);
+    assert_eq!(desired.devices[VXLAN_DEVICE6].fdb, [(mac3, ip("fd00:2::3"))].into());
+    assert!(!desired.devices[VXLAN_DEVICE].fdb.contains_key(&mac3));
+    // The largest overhead in use counts everywhere: a pod's MTU is one number.
+    let all = routes(&desired);
+    let v4 = "10.244.3.0/26 via 10.244.3.0 dev podway.vxlan6 onlink src 10.244.1.0 mtu 1430";
+    assert!(all.contains(&v4.to_owned()), "{all:?}");
+    assert!(desired.devices.values().all(|device| device.mtu.bytes() == 1430));
+    assert_eq!(pod_mtu(&cluster.view, &cluster.facts).bytes(), 1430);
+
+    cluster.facts.address_v6 = None;
+    let desired = cluster.desired();
+    assert_eq!(
+        desired.node_problems[&name("n3")],
+        "it has no underlay address of a family that this node has too"
+    );
+}
+
+#[test]
+fn vxlan_routes_directly_to_peers_on_link_if_told_so() {
+    let mut cluster = Cluster::new(Backend::Vxlan);
+    cluster.view.config.vxlan.direct_routing = true;
+    cluster.record(3).address_v4 = Some([198, 51, 100, 3].into());
+    let all = routes(&cluster.desired());
+    assert!(all.contains(&"10.244.2.0/26 via 192.0.2.2 dev 2 mtu 1450".to_owned()), "{all:?}");
+    let far = "10.244.3.0/26 via 10.244.3.0 dev podway.vxlan onlink src 10.244.1.0 mtu 1450";
+    assert!(all.contains(&far.to_owned()), "{all:?}");
+}
+
+#[test]
+fn vxlan_tells_of_peers_that_cannot_be_told_apart() {
+    let mut cluster = Cluster::new(Backend::Vxlan);
+    cluster.record(3).vtep_mac = Some(vtep_mac("n2", VXLAN_DEVICE));
+    let desired = cluster.desired();
+    assert!(desired.node_problems[&name("n3")].contains("already in use for 192.0.2.2"));
+    assert!(!desired.node_problems.contains_key(&name("n2")));
+
+    let mut cluster = Cluster::new(Backend::Vxlan);
+    cluster.record(2).tunnel_v4 = None;
+    cluster.peer(3).record = None;
+    let desired = cluster.desired();
+    assert_eq!(desired.node_problems[&name("n2")], "it has published no IPv4 tunnel address");
+    assert_eq!(desired.node_problems[&name("n3")], "it holds blocks but has published no addresses");
+}
+
+#[test]
+fn bgp_takes_the_first_next_hop_on_link_and_tells_of_the_rest() {
+    let mut cluster = Cluster::new(Backend::Bgp);
+    cluster.bgp.routes.insert(net("203.0.113.0/24"), vec![ip("198.51.100.9"), ip("192.0.2.9")]);
+    cluster.bgp.routes.insert(net("203.0.114.0/24"), vec![ip("198.51.100.9")]);
+    cluster.bgp.routes.insert(net("10.244.3.0/26"), vec![ip("198.51.100.3")]);
+    cluster.record(3).address_v4 = Some([198, 51, 100, 3].into());
+    // Somebody announces our own block: it stays ours.
+    cluster.bgp.routes.insert(net("10.244.1.0/26"), vec![ip("192.0.2.2")]);
+    let desired = cluster.desired();
+    let all = routes(&desired);
+    assert!(all.contains(&"203.0.113.0/24 via 192.0.2.9 dev 2 mtu 1500".to_owned()), "{all:?}");
+    assert!(all.contains(&"10.244.2.0/26 via 192.0.2.2 dev 2 mtu 1500".to_owned()), "{all:?}");
+    assert_eq!(all.iter().filter(|r| r.starts_with("10.244.1.0/26")).collect::<Vec<_>>(), [
+        "10.244.1.0/26 blackhole"
+    ]);
+    assert_eq!(
+        desired.problems,
+        ["BGP next hop 198.51.100.9 (1 routes) is not on a link of this node"]
+    );
+    assert_eq!(
+        desired.node_problems[&name("n3")],
+        "its next hop 198.51.100.3 (1 routes) is not on a link of this node"
+    );
+}
+
+#[test]
+fn nothing_is_removed_before_every_input_has_told_all() {
+    let mut cluster = Cluster::new(Backend::Bgp);
+    cluster.bgp.synced = false;
+    assert!(!cluster.desired().prune);
+    cluster.bgp.synced = true;
+    assert!(cluster.desired().prune);
+    // The other backends do not depend on BGP.
+    let mut cluster = Cluster::new(Backend::Vxlan);
+    cluster.bgp.synced = false;
+    assert!(cluster.desired().prune);
+    cluster.view.synced = false;
+    assert!(!cluster.desired().prune);
+}
+
+#[test]
+fn a_dead_node_keeps_its_routes_until_its_claims_go() {
+    for backend in [Backend::HostGw, Backend::Vxlan] {
+        let mut cluster = Cluster::new(backend);
+        let before = cluster.desired();
+        cluster.peer(2).live = false;
+        assert_eq!(cluster.desired(), before);
+        cluster.peer(2).blocks.clear();
+        let all = routes(&cluster.desired());
+        assert!(!all.iter().any(|r| r.contains("10.244.2.0/26") || r.contains("fd00:244:2::/122")), "{all:?}");
+    }
+}
+
+#[test]
+fn own_blocks_are_blackholed_only_while_they_are_ours() {
+    for (state, there) in [
+        (OwnBlockState::Pending, false),
+        (OwnBlockState::Active, true),
+        (OwnBlockState::Draining, true),
+        (OwnBlockState::Stranded, false),
+    ] {
+        let mut cluster = Cluster::new(Backend::HostGw);
+        cluster.view.own_blocks[0].state = state;
+        let all = routes(&cluster.desired());
+        assert_eq!(all.contains(&"10.244.1.0/26 blackhole".to_owned()), there, "{state:?}");
+    }
+}
+
+#[test]
+fn a_block_that_two_nodes_show_is_never_shared() {
+    let mut cluster = Cluster::new(Backend::HostGw);
+    cluster.peer(3).blocks.insert(net("10.244.2.0/26"));
+    cluster.peer(3).blocks.insert(net("10.244.1.0/26"));
+    let desired = cluster.desired();
+    let all = routes(&desired);
+    assert!(all.contains(&"10.244.2.0/26 via 192.0.2.2 dev 2 mtu 1500".to_owned()), "{all:?}");
+    assert!(all.contains(&"10.244.1.0/26 blackhole".to_owned()), "{all:?}");
+    assert_eq!(desired.node_problems[&name("n3")], "its block 10.244.1.0/26 is also held by n1");
+    // The block moves: lost here, the other node's route is taken at once.
+    cluster.view.own_blocks[0].state = OwnBlockState::Stranded;
+    let all = routes(&cluster.desired());
+    assert!(all.contains(&"10.244.1.0/26 via 192.0.2.3 dev 2 mtu 1500".to_owned()), "{all:?}");
+}
+
+#[test]
+fn a_block_that_swallows_the_underlay_is_refused() {
+    let mut cluster = Cluster::new(Backend::Vxlan);
+    cluster.peer(2).blocks.insert(net("192.0.2.0/26"));
+    let desired = cluster.desired();
+    assert_eq!(
+        desired.node_problems[&name("n2")],
+        "its block 192.0.2.0/26 contains the underlay address 192.0.2.2"
+    );
+    assert!(!routes(&desired).iter().any(|route| route.starts_with("192.0.2.0/26")));
+}
+
+#[test]
+fn mtu_follows_the_underlay_and_the_configuration() {
+    for (backend, underlay, configured, expected) in [
+        (Backend::HostGw, 1500, None, 1500),
+        (Backend::Bgp, 9000, None, 9000),
+        (Backend::Vxlan, 1500, None, 1450),
+        (Backend::Vxlan, 1500, Some(1400), 1350),
+        (Backend::Vxlan, 1300, None, 1280),
+    ] {
+        let mut cluster = Cluster::new(backend);
+        cluster.facts.mtu = underlay.try_into().unwrap();
+        cluster.view.config.underlay_mtu = configured.map(|mtu: u32| mtu.try_into().unwrap());
+        assert_eq!(pod_mtu(&cluster.view, &cluster.facts).bytes(), expected, "{backend} over {underlay}");
+    }
+}
+
+#[test]
+fn masquerade_is_for_pools_with_nat_and_spares_all_pools() {
+    let mut cluster = Cluster::new(Backend::HostGw);
+    cluster.view.config.masquerade.exclude.push(net("172.16.0.0/12"));
+    cluster.view.pools.get_mut(&"v6".parse().unwrap()).unwrap().nat = false;
+    let masquerade = cluster.desired().masquerade.unwrap();
+    assert_eq!(masquerade.sources, [net("10.244.0.0/16")].into());
+    let exclude = [net("10.244.0.0/16"), net("172.16.0.0/12"), net("fd00:244::/32")];
+    assert_eq!(masquerade.exclude, exclude.into());
+    cluster.view.config.masquerade.enabled = false;
+    assert_eq!(cluster.desired().masquerade, None);
+}
