@@ -1,5 +1,6 @@
 //! `cargo xtask demo`: set-up, build, and then the lab's own program with the given options.
 
+use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result, bail};
@@ -11,8 +12,9 @@ use crate::{build, say};
 pub(crate) fn run(options: &[String]) -> Result<ExitCode> {
     let tools = Tools::prepare(&tools::ALL)?;
     build::programs(&tools)?;
-    let status = program(&tools)?.args(with_store(&tools, options)).status().context("run the demo")?;
-    Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
+    // The demo takes this process over: whoever kills it, kills the lab.
+    let error = program(&tools)?.args(with_store(&tools, options)).exec();
+    Err(error).context("run the demo")
 }
 
 /// The demo program.

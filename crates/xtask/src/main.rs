@@ -9,10 +9,12 @@
 //! | [`build`] | calls cargo, one profile for everything |
 //! | [`demo`] | `cargo xtask demo` |
 //! | [`test`] | `cargo xtask test`: layers, their minutes, the closing tally |
+//! | [`skips`] | reasons for which a test may be skipped |
 //! | [`tally`] | counts what test runners print |
 
 mod build;
 mod demo;
+mod skips;
 mod tally;
 mod test;
 mod tools;

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::tally::Tally;
 use crate::tools::{self, Tools};
-use crate::{build, demo, say};
+use crate::{build, demo, say, skips};
 
 /// After this long `--full` starts no further layer: CI ends a run after 90 minutes, and a run that names what
 /// is missing is worth more than one that was cut off.
@@ -99,6 +100,11 @@ pub(crate) fn run(options: &[String]) -> Result<ExitCode> {
     for (layer, time) in &minutes {
         say(&format!("  {layer:18} {:6.1}\n", time.as_secs_f64() / 60.0));
     }
+    if extent == Extent::Full {
+        for skip in skips::unknown(&tally.skipped, &build::workspace())? {
+            tally.fail(&format!("{skip}: skipped for a reason that tests/skips.toml does not name"));
+        }
+    }
     for failure in &tally.failures {
         say(&format!("FAILED {failure}\n"));
     }
@@ -159,7 +165,7 @@ fn quick(tools: &Tools, tally: &mut Tally) -> Result<()> {
 fn harness(name: &str, mut cargo: Command, tally: &mut Tally) -> Result<()> {
     cargo.args(["--", "--show-output"]);
     let failed_before = tally.failed;
-    let status = watched(name, cargo, |line| tally.take(line))?;
+    let status = watched(name, cargo, 0, |line| tally.take(line))?;
     if !status.success() && tally.failed == failed_before {
         bail!("cargo test ended with {status}, see {}", log_dir().join(format!("{name}.log")).display());
     }
@@ -167,10 +173,11 @@ fn harness(name: &str, mut cargo: Command, tally: &mut Tally) -> Result<()> {
 }
 
 /// Runs a command; its output goes to `<name>.log`, and the lines that `wanted` picks to the terminal. If it
-/// fails, the end of the log follows.
+/// ends otherwise than `expected`, the end of the log follows.
 fn watched(
     name: &str,
     mut command: Command,
+    expected: i32,
     mut wanted: impl FnMut(&str) -> bool,
 ) -> Result<std::process::ExitStatus> {
     let path = log_dir().join(format!("{name}.log"));
@@ -194,7 +201,7 @@ fn watched(
         tail.push_back(line);
     }
     let status = child.wait()?;
-    if !status.success() {
+    if status.code() != Some(expected) {
         say(&format!("    --- the end of {}\n", path.display()));
         for line in tail {
             say(&format!("    | {line}\n"));
@@ -226,11 +233,7 @@ fn demo_run(tools: &Tools, tally: &mut Tally, name: &str, options: &[&str], expe
     let mut command = demo::program(tools)?;
     command.args(options);
     let began = Instant::now();
-    let status = if expected == 0 {
-        watched(&name.replace(' ', "-"), command, |_| false)?
-    } else {
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status()?
-    };
+    let status = watched(&name.replace([' ', ','], "-"), command, expected, |_| false)?;
     let held = status.code() == Some(expected);
     say(&format!(
         "    {name}: {} ({:.0} s)\n",
@@ -248,9 +251,37 @@ fn killed_half_way(tools: &Tools, tally: &mut Tally) -> Result<()> {
         demo::program(tools)?.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
     let output = child.stdout.take().context("the demo's output")?;
     let mut lines = BufReader::new(output).lines();
-    let up = lines.any(|line| line.is_ok_and(|line| line.contains("BLOCK") || line.contains("blocks")));
+    let up = lines.any(|line| line.is_ok_and(|line| line.contains("BLOCK")));
+    let (child_id, bin) = (child.id(), build::bin_dir()?);
+    let before = daemons_of(child_id, &bin)?;
     child.kill()?;
     child.wait()?;
-    tally.check(name, up);
+    // The kernel kills them when the thread that started them ends; they may need a moment to go.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while before.iter().any(|pid| Path::new("/proc").join(pid).join("exe").read_link().is_ok())
+        && Instant::now() < deadline
+    {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let left: Vec<&String> =
+        before.iter().filter(|pid| Path::new("/proc").join(pid).join("exe").read_link().is_ok()).collect();
+    say(&format!("    {name}: {} daemons ran, {} of them are left\n", before.len(), left.len()));
+    tally.check(name, up && !before.is_empty() && left.is_empty());
     Ok(())
+}
+
+/// Process ids of the daemons that a demo has started.
+fn daemons_of(parent: u32, bin: &Path) -> Result<Vec<String>> {
+    let mut found = vec![];
+    for entry in std::fs::read_dir("/proc")? {
+        let process = entry?;
+        let status = std::fs::read_to_string(process.path().join("status")).unwrap_or_default();
+        let child = status
+            .lines()
+            .any(|line| line.strip_prefix("PPid:").is_some_and(|id| id.trim() == parent.to_string()));
+        if child && process.path().join("exe").read_link().is_ok_and(|exe| exe.starts_with(bin)) {
+            found.push(process.file_name().to_string_lossy().into_owned());
+        }
+    }
+    Ok(found)
 }
