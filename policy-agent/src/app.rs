@@ -15,7 +15,6 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use podway_daemon::admin::AdminSocket;
@@ -30,7 +29,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::core::{Action, Core, Event, Ticket, Why};
 use crate::folder::Folder;
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, Monitor, Touch};
 use crate::metrics::Metrics;
 use crate::source;
 
@@ -47,11 +46,13 @@ pub(crate) async fn start(mut process: Process) -> Result<Process> {
     let kernel = Kernel::open()?;
     let store = podway_store::open(&process.config.store)?;
     let folder = Folder::watch(Path::new(ENDPOINTS_DIR)).with_context(|| format!("watch {ENDPOINTS_DIR}"))?;
-    let socket = AdminSocket::bind(Path::new(POLICY_SOCKET)).with_context(|| format!("bind {POLICY_SOCKET}"))?;
+    let socket =
+        AdminSocket::bind(Path::new(POLICY_SOCKET)).with_context(|| format!("bind {POLICY_SOCKET}"))?;
     let (ask, questions) = mpsc::channel(QUESTIONS);
     let policy = Agent {
         started: Instant::now(),
         core: Core::new(boot, Limits::default(), kernel.table_flags()),
+        monitor: kernel.monitor()?,
         kernel,
         store: store.watch(&[source::PREFIX]),
         folder,
@@ -89,6 +90,7 @@ struct Agent {
     started: Instant,
     core: Core,
     kernel: Kernel,
+    monitor: Monitor,
     store: Watch,
     folder: Folder,
     questions: mpsc::Receiver<Question>,
@@ -113,10 +115,10 @@ impl Agent {
             let event = tokio::select! {
                 biased;
                 () = shutdown.requested() => return Ok(()),
-                touched = self.kernel.touched() => {
-                    touched?;
-                    Event::TableTouched
-                }
+                touch = self.monitor.touched() => match touch? {
+                    Touch::Touched => Event::TableTouched,
+                    Touch::Unclear => Event::TableUnclear,
+                },
                 event = self.folder.next() => event?,
                 Some((question, answer)) = self.questions.recv() => self.ticket(question, answer),
                 event = self.store.next() => match event {
@@ -174,7 +176,9 @@ impl Agent {
                 let elements: usize = table.sets.iter().map(|set| set.elements.len()).sum();
                 match why {
                     Why::FirstLoad => tracing::info!(elements, "loading our nftables table"),
-                    Why::Repair => tracing::warn!(elements, "somebody changed our nftables table: replacing it"),
+                    Why::Repair => {
+                        tracing::warn!(elements, "somebody changed our nftables table: replacing it")
+                    }
                     Why::Retry => tracing::info!(elements, "loading our nftables table again"),
                 }
                 Some(committed(kernel.replace(&table), metrics))

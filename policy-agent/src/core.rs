@@ -48,8 +48,10 @@ pub(crate) enum Event {
     Committed,
     /// The kernel refused it, for this reason.
     CommitFailed(String),
-    /// Somebody else changed our table, or may have.
+    /// Somebody else changed our table.
     TableTouched,
+    /// Somebody else may have changed our table.
+    TableUnclear,
     /// The comparison that [`Action::Audit`] asked for found this difference, or none.
     Audited(Option<String>),
     /// [`Core::deadline`] has come.
@@ -183,6 +185,8 @@ impl Core {
             Event::Committed => self.on_committed(now, out),
             Event::CommitFailed(reason) => self.on_commit_failed(now, reason, out),
             Event::TableTouched => self.on_table_touched(now),
+            // Looked at as soon as nothing is on its way.
+            Event::TableUnclear => self.next_audit = self.next_audit.map(|at| at.min(now)),
             Event::Audited(difference) => self.on_audited(now, difference, out),
             Event::Tick => {}
         }
@@ -197,7 +201,8 @@ impl Core {
             Kernel::Broken { retry_at, .. } => Some(retry_at),
             _ => None,
         };
-        [retry, self.next_audit, self.forget_at].into_iter().flatten().min()
+        let audit = self.next_audit.filter(|_| self.kernel == Kernel::InForce);
+        [retry, audit, self.forget_at].into_iter().flatten().min()
     }
 
     /// What is missing until the agent is ready, in words.
@@ -436,11 +441,9 @@ impl Core {
             self.last_forget = Some(now);
             out.push(Action::ForgetFlows(std::mem::take(&mut self.released)));
         }
-        if self.next_audit.is_some_and(|at| at <= now) {
+        if self.kernel == Kernel::InForce && self.next_audit.is_some_and(|at| at <= now) {
             self.next_audit = Some(now + AUDIT_EVERY);
-            if self.kernel == Kernel::InForce {
-                out.push(Action::Audit(Box::new(self.engine.table())));
-            }
+            out.push(Action::Audit(Box::new(self.engine.table())));
         }
     }
 }

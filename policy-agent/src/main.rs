@@ -9,7 +9,7 @@
 //! | [`kernel`] | nftables and connection tracking |
 //! | [`metrics`] | numbers for Prometheus |
 //!
-//! `policy-agent cleanup` removes our nftables table and nothing else. Without it, everything stays in force when
+//! `policy-agent --cleanup` removes our nftables table and nothing else. Without it, everything stays in force when
 //! the agent ends.
 
 mod app;
@@ -20,34 +20,23 @@ mod metrics;
 mod records;
 mod source;
 
-use std::io::Write as _;
 use std::process::ExitCode;
 
-use podway_daemon::{EXIT_FAILED, Program, run};
+use podway_daemon::process::Action;
+use podway_daemon::{Program, run};
 
 const PROGRAM: Program = Program {
     name: "policy-agent",
-    about: "Compiles NetworkPolicy into nftables on this node.\n`policy-agent cleanup` removes our nftables table \
-            instead, and with it every restriction; run it when the agent has ended.",
+    about: "Compiles NetworkPolicy into nftables on this node. What it did stays in force when it ends",
     version: env!("CARGO_PKG_VERSION"),
     section: |config| &config.policy_agent,
+    actions: &[Action {
+        name: "cleanup",
+        help: "Remove our nftables table, and with it every restriction, instead of running",
+        run: |_| Ok(kernel::Kernel::open()?.remove()?),
+    }],
 };
 
 fn main() -> ExitCode {
-    let mut arguments = std::env::args_os().skip(1);
-    if arguments.next().is_some_and(|word| word == "cleanup") && arguments.next().is_none() {
-        return cleanup();
-    }
     run(PROGRAM, app::start)
-}
-
-/// Removes our table.
-fn cleanup() -> ExitCode {
-    match kernel::Kernel::open().and_then(|mut kernel| Ok(kernel.remove()?)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let _ = writeln!(std::io::stderr(), "policy-agent cleanup: {error:#}");
-            ExitCode::from(EXIT_FAILED)
-        }
-    }
 }

@@ -70,6 +70,10 @@ impl Metrics {
 
     /// Counts an answer of the kernel.
     pub(crate) fn count_commit(&self, taken: bool) {
-        if taken { self.commits.inc() } else { self.refusals.inc() };
+        if taken {
+            self.commits.inc()
+        } else {
+            self.refusals.inc()
+        };
     }
 }

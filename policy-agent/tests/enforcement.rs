@@ -1,7 +1,13 @@
 //! The agent as operators run it: real packets between namespaces, and what happens to them when the agent, or
 //! somebody else, does something rude.
 
-#![allow(unreachable_pub, reason = "the module is this test's own")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    unreachable_pub,
+    reason = "tests, and modules of their own"
+)]
 
 mod node;
 
@@ -76,7 +82,10 @@ fn an_announced_endpoint_is_in_force_when_the_answer_comes() {
             assert!(node.allowed(&a, &known, 53), "open at once: no policy in its namespace");
             let closed = node.wire("x", &format!("p{number}"), number + 100);
             assert_eq!(node.announce(&closed), PolicyReply::Programmed { pod_known: false });
-            assert!(!node.allowed(&known, &closed, 53), "closed at once: unknown, and its namespace has a policy");
+            assert!(
+                !node.allowed(&known, &closed, 53),
+                "closed at once: unknown, and its namespace has a policy"
+            );
             node.unwire(&known);
             node.unwire(&closed);
         }
@@ -145,7 +154,10 @@ fn others_neither_flush_nor_delete_our_table_for_long_and_keep_theirs() {
             // Where the table has an owner the kernel refuses or passes over it; elsewhere it is repaired.
             run(rude);
             wait_until("our table is there", || {
-                run("nft list table inet podway-policy").0.then_some(()).filter(|()| !node.allowed(&c, &b, 53))
+                run("nft list table inet podway-policy")
+                    .0
+                    .then_some(())
+                    .filter(|()| !node.allowed(&c, &b, 53))
             });
             assert!(node.allowed(&a, &b, 53), "after {rude}");
             if rude.contains("delete") {
@@ -155,7 +167,7 @@ fn others_neither_flush_nor_delete_our_table_for_long_and_keep_theirs() {
             }
         }
         node.kill_agent();
-        let (done, output) = run(&format!("{} cleanup", env!("CARGO_BIN_EXE_policy-agent")));
+        let (done, output) = run(&format!("{} --cleanup", env!("CARGO_BIN_EXE_policy-agent")));
         assert!(done, "{output}");
         assert!(!run("nft list table inet podway-policy").0, "cleanup removes our table");
         sh("nft list table inet foreign");

@@ -1,5 +1,13 @@
 //! The table of cases: what the oracle says must be what the specification says.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    unreachable_pub,
+    reason = "tests, and modules of their own"
+)]
+
 mod common;
 
 use common::cases::{CASES, world};

@@ -1,5 +1,13 @@
 //! However the objects came to be what they are: a change at a time leads to the table that one look would make.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    unreachable_pub,
+    reason = "tests, and modules of their own"
+)]
+
 mod common;
 
 use common::World;

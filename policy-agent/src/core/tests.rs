@@ -181,6 +181,9 @@ fn a_slow_comparison_finds_what_the_monitor_missed() {
     step(&mut core, at, Event::Tick);
     let out = step(&mut core, at, Event::Audited(Some("set pods lacks 1 element".into())));
     assert!(matches!(out[..], [Action::Warn(_), Action::Replace(_, Why::Repair)]), "{out:?}");
+    // Lost notifications: after the commit that is on its way.
+    assert_eq!(step(&mut core, at, Event::TableUnclear), []);
+    assert!(matches!(step(&mut core, at, Event::Committed)[..], [Action::Audit(_)]));
 }
 
 #[test]
@@ -197,7 +200,7 @@ fn a_store_that_goes_away_changes_nothing() {
 #[test]
 fn a_record_that_goes_takes_its_elements_and_its_flows_along() {
     let (a, b) = (record("x", "a", "10.244.1.2"), record("x", "b", "10.244.1.3"));
-    let mut core = loaded(vec![], &[a.clone(), b.clone()]);
+    let mut core = loaded(vec![], &[a.clone(), b]);
     let out = step(&mut core, MS, Event::Record(a.id, None));
     let [Action::Change(transaction), Action::ForgetFlows(addresses)] = &out[..] else { panic!("{out:?}") };
     assert!(transaction.ops.iter().all(|op| matches!(op, podway_nft::Op::DeleteElements { .. })));
@@ -230,13 +233,13 @@ fn a_damaged_record_is_reported_once_and_the_last_good_one_stays() {
     let mut core = loaded(vec![], std::slice::from_ref(&a));
     let out = step(&mut core, MS, Event::Record(a.id.clone(), Some(b"{".to_vec())));
     assert!(matches!(&out[..], [Action::Warn(line)] if line.contains(&a.id)), "{out:?}");
-    assert_eq!(step(&mut core, MS, Event::Record(a.id.clone(), Some(b"{".to_vec()))), []);
+    assert_eq!(step(&mut core, MS, Event::Record(a.id, Some(b"{".to_vec()))), []);
     let status = core.status();
     assert_eq!((status.endpoints, status.problems.len()), (1, 1), "{status:?}");
 }
 
 fn any_event() -> impl Strategy<Value = u8> {
-    0..14u8
+    0..15u8
 }
 
 fn make(kind: u8, ticket: u64) -> Event {
@@ -254,7 +257,8 @@ fn make(kind: u8, ticket: u64) -> Event {
         9 => Event::TableTouched,
         10 => Event::CommitFailed("refused".into()),
         11 => Event::Audited(Some("differs".into())),
-        12 => Event::Store(StoreEvent::Unavailable { reason: "away".into() }),
+        12 => Event::TableUnclear,
+        13 => Event::Store(StoreEvent::Unavailable { reason: "away".into() }),
         _ => Event::Committed,
     }
 }

@@ -93,7 +93,9 @@ impl Node {
         fs::rename(path.with_extension("new"), &path).unwrap();
         let (veth, mac, host_mac) = (&record.host_ifname, record.mac, names::HOST_MAC);
         sh(&format!("ip netns add {container}"));
-        sh(&format!("ip link add {veth} address {host_mac} type veth peer name eth0 address {mac} netns {container}"));
+        sh(&format!(
+            "ip link add {veth} address {host_mac} type veth peer name eth0 address {mac} netns {container}"
+        ));
         sh(&format!("ip link set {veth} group {} up", names::POD_GROUP));
         let inside = |command: &str| sh(&format!("ip -n {container} {command}"));
         inside("link set lo up");

@@ -1,0 +1,84 @@
+//! The kernel's side: nftables, word of foreign changes to our table, and connection tracking.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use anyhow::{Context as _, Result};
+use podway_kern::KernelError;
+use podway_kern::conntrack::Conntrack;
+use podway_kern::nft::{NftChange, NftMonitor, NftSocket, Nftables as _};
+use podway_nft::{CommitError, TableFlags, TableState, Transaction};
+use podway_policy::table_id;
+
+/// Sockets to the kernel, in the network namespace in which they were opened.
+pub(crate) struct Kernel {
+    nft: NftSocket,
+    flags: TableFlags,
+    monitor: Option<NftMonitor>,
+    conntrack: Conntrack,
+}
+
+impl Kernel {
+    /// Opens the sockets and finds out which table flags the kernel has.
+    pub(crate) fn open() -> Result<Self> {
+        let mut nft = NftSocket::open().context("open an nftables socket")?;
+        // A table with an owner goes away, or becomes unchangeable for our successor, with the owner's socket
+        // unless it persists: without that flag we take none. A persistent table of an owner that is gone is
+        // taken over by whoever asks for the ownership next.
+        let found = nft.probe_table_flags().context("ask nftables for its table flags")?;
+        let flags = if found.persist { found } else { TableFlags::default() };
+        let conntrack = Conntrack::open().context("open a connection tracking socket")?;
+        Ok(Self { nft, flags, monitor: None, conntrack })
+    }
+
+    /// Flags that our table gets.
+    pub(crate) fn table_flags(&self) -> TableFlags {
+        self.flags
+    }
+
+    /// Returns when somebody else touched our table. Cancel-safe.
+    pub(crate) async fn touched(&mut self) -> Result<()> {
+        let monitor = match &mut self.monitor {
+            Some(monitor) => monitor,
+            none => {
+                let opened = NftMonitor::open(self.nft.port()).context("open an nftables monitor")?;
+                none.insert(opened)
+            }
+        };
+        loop {
+            match monitor.next().await.context("read the nftables monitor")? {
+                NftChange::Overrun => return Ok(()),
+                NftChange::Table(table) if table == table_id() => return Ok(()),
+                NftChange::Table(_) => {}
+            }
+        }
+    }
+
+    /// Puts this table in the place of what is there, in one transaction.
+    pub(crate) fn replace(&mut self, table: &TableState) -> Result<(), CommitError> {
+        self.nft.commit(&Transaction::replace(table))
+    }
+
+    /// Applies a change.
+    pub(crate) fn commit(&mut self, transaction: &Transaction) -> Result<(), CommitError> {
+        self.nft.commit(transaction)
+    }
+
+    /// How the kernel's table differs from `wanted`, in words.
+    pub(crate) fn difference(&mut self, wanted: &TableState) -> Result<Option<String>, CommitError> {
+        Ok(match self.nft.dump(&wanted.id)? {
+            Some(found) => found.difference(wanted),
+            None => Some("the table is missing".to_owned()),
+        })
+    }
+
+    /// Deletes connection tracking entries that carry one of these addresses; says how many.
+    pub(crate) fn forget_flows(&mut self, addresses: &BTreeSet<IpAddr>) -> Result<usize, KernelError> {
+        self.conntrack.delete(addresses)
+    }
+
+    /// Removes our table.
+    pub(crate) fn remove(&mut self) -> Result<(), CommitError> {
+        self.nft.commit(&Transaction::remove(&table_id()))
+    }
+}
