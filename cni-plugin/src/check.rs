@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use podway_kern::KernelError;
-use podway_kern::ns::NetNs;
 use podway_kern::rtnl::{Link, RouteFilter, Rtnl, TABLE_MAIN};
 use podway_kern::sysctl::Sysctl;
 use podway_model::endpoint::EndpointRecord;

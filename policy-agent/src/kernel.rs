@@ -6,15 +6,14 @@ use std::net::IpAddr;
 use anyhow::{Context as _, Result};
 use podway_kern::KernelError;
 use podway_kern::conntrack::Conntrack;
-use podway_kern::nft::{NftChange, NftMonitor, NftSocket, Nftables as _};
-use podway_nft::{CommitError, TableFlags, TableState, Transaction};
+use podway_kern::nft::{NftChange, NftMonitor, NftSocket};
+use podway_nft::{CommitError, Nftables as _, TableFlags, TableState, Transaction};
 use podway_policy::table_id;
 
 /// Sockets to the kernel, in the network namespace in which they were opened.
 pub(crate) struct Kernel {
     nft: NftSocket,
     flags: TableFlags,
-    monitor: Option<NftMonitor>,
     conntrack: Conntrack,
 }
 
@@ -28,7 +27,7 @@ impl Kernel {
         let found = nft.probe_table_flags().context("ask nftables for its table flags")?;
         let flags = if found.persist { found } else { TableFlags::default() };
         let conntrack = Conntrack::open().context("open a connection tracking socket")?;
-        Ok(Self { nft, flags, monitor: None, conntrack })
+        Ok(Self { nft, flags, conntrack })
     }
 
     /// Flags that our table gets.
@@ -36,22 +35,9 @@ impl Kernel {
         self.flags
     }
 
-    /// Returns when somebody else touched our table. Cancel-safe.
-    pub(crate) async fn touched(&mut self) -> Result<()> {
-        let monitor = match &mut self.monitor {
-            Some(monitor) => monitor,
-            none => {
-                let opened = NftMonitor::open(self.nft.port()).context("open an nftables monitor")?;
-                none.insert(opened)
-            }
-        };
-        loop {
-            match monitor.next().await.context("read the nftables monitor")? {
-                NftChange::Overrun => return Ok(()),
-                NftChange::Table(table) if table == table_id() => return Ok(()),
-                NftChange::Table(_) => {}
-            }
-        }
+    /// Listens to what others do to our table.
+    pub(crate) fn monitor(&self) -> Result<Monitor> {
+        NftMonitor::open(self.nft.port()).map(Monitor).context("open an nftables monitor")
     }
 
     /// Puts this table in the place of what is there, in one transaction.
@@ -80,5 +66,30 @@ impl Kernel {
     /// Removes our table.
     pub(crate) fn remove(&mut self) -> Result<(), CommitError> {
         self.nft.commit(&Transaction::remove(&table_id()))
+    }
+}
+
+/// Word of foreign changes.
+pub(crate) struct Monitor(NftMonitor);
+
+/// What the monitor tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Touch {
+    /// Somebody else changed our table.
+    Touched,
+    /// Notifications were lost: somebody may have.
+    Unclear,
+}
+
+impl Monitor {
+    /// Returns when our table was touched. Cancel-safe.
+    pub(crate) async fn touched(&mut self) -> Result<Touch> {
+        loop {
+            match self.0.next().await.context("read the nftables monitor")? {
+                NftChange::Overrun => return Ok(Touch::Unclear),
+                NftChange::Table(table) if table == table_id() => return Ok(Touch::Touched),
+                NftChange::Table(_) => {}
+            }
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::name::Name;
-use crate::object::{BaseChain, Set, TableFlags, TableId};
+use crate::object::{BaseChain, Set, TableFlags, TableId, TableState};
 use crate::transaction::Transaction;
 
 /// Error number of the kernel (`errno.h`), as far as nf_tables answers with it.
@@ -149,4 +149,37 @@ pub trait Nftables {
 
     /// Number of the ruleset's generation in this network namespace: grows with every commit, whoever made it.
     fn generation(&mut self) -> Result<u32, CommitError>;
+}
+
+impl TableDump {
+    /// What differs from `wanted`, in words; none if nothing does. Rules are compared by number and comment, sets
+    /// by type and elements.
+    pub fn difference(&self, wanted: &TableState) -> Option<String> {
+        if self.sets.len() != wanted.sets.len() {
+            return Some(format!("{} sets found, {} expected", self.sets.len(), wanted.sets.len()));
+        }
+        for set in &wanted.sets {
+            let Some(found) = self.sets.iter().find(|found| found.name == set.name) else {
+                return Some(format!("set {} is missing", set.name));
+            };
+            if found.elements != set.elements {
+                let (found, wanted) = (found.elements.len(), set.elements.len());
+                return Some(format!("set {} has other elements ({found} found, {wanted} expected)", set.name));
+            }
+        }
+        if self.chains.len() != wanted.chains.len() {
+            return Some(format!("{} chains found, {} expected", self.chains.len(), wanted.chains.len()));
+        }
+        for chain in &wanted.chains {
+            let Some(found) = self.chains.iter().find(|found| found.name == chain.name) else {
+                return Some(format!("chain {} is missing", chain.name));
+            };
+            let same = found.rules.len() == chain.rules.len()
+                && found.rules.iter().zip(&chain.rules).all(|(found, wanted)| found.comment == wanted.comment);
+            if !same {
+                return Some(format!("chain {} has other rules", chain.name));
+            }
+        }
+        None
+    }
 }

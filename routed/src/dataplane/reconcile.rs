@@ -2,6 +2,8 @@
 //!
 //! Generic over the kernel, so the same code runs against `FakeKernel` under random disturbance.
 
+use std::task::Poll;
+
 use podway_kern::fib::Kernel;
 use podway_kern::rtnl::{LinkRef, Request};
 use podway_kern::{KernelError, MissingIsFine as _};
@@ -150,10 +152,23 @@ impl<K: Kernel> Reconciler<K> {
                     }
                 }
             }
-            tokio::task::yield_now().await;
+            give_way().await;
         }
         Ok(())
     }
+}
+
+/// Lets other tasks of the runtime run. Unlike tokio's own it needs no runtime, so `cleanup` can do without.
+async fn give_way() {
+    let mut given = false;
+    std::future::poll_fn(|context| {
+        if std::mem::replace(&mut given, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 fn is_deletion(request: &Request<'_>) -> bool {

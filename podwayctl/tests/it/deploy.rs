@@ -1,5 +1,4 @@
 //! What we ship in `deploy/` is read with the code that reads it on a node, and names what the binaries use.
-#![expect(clippy::panic, reason = "a test's own preparations")]
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,5 +1,4 @@
 //! A place to run the real binary in: a configuration file and a file store of its own.
-#![expect(clippy::unwrap_used, reason = "a test's own preparations")]
 
 use std::fs;
 use std::io::Write;

@@ -1,11 +1,9 @@
 //! The real binary in a cluster that lives: nodes that hold blocks, and daemons that answer.
 
-mod common;
-
 use std::path::Path;
 use std::thread::JoinHandle;
 
-use common::Place;
+use crate::place::Place;
 use podway_daemon::admin::AdminSocket;
 use podway_daemon::shutdown::{ShutdownTrigger, shutdown};
 use podway_model::cluster::{Claim, Liveness, NodeRecord, encode};

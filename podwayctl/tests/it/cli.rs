@@ -1,11 +1,9 @@
 //! The real binary against a file store in a folder of its own: what it prints, what it stores, how it exits.
 
-mod common;
-
 use std::fs;
 use std::path::Path;
 
-use common::Place;
+use crate::place::Place;
 
 fn every_kind() -> String {
     format!("{}/tests/data/every-kind.yaml", env!("CARGO_MANIFEST_DIR"))
