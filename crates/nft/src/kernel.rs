@@ -164,7 +164,10 @@ impl TableDump {
             };
             if found.elements != set.elements {
                 let (found, wanted) = (found.elements.len(), set.elements.len());
-                return Some(format!("set {} has other elements ({found} found, {wanted} expected)", set.name));
+                return Some(format!(
+                    "set {} has other elements ({found} found, {wanted} expected)",
+                    set.name
+                ));
             }
         }
         if self.chains.len() != wanted.chains.len() {
@@ -175,7 +178,11 @@ impl TableDump {
                 return Some(format!("chain {} is missing", chain.name));
             };
             let same = found.rules.len() == chain.rules.len()
-                && found.rules.iter().zip(&chain.rules).all(|(found, wanted)| found.comment == wanted.comment);
+                && found
+                    .rules
+                    .iter()
+                    .zip(&chain.rules)
+                    .all(|(found, wanted)| found.comment == wanted.comment);
             if !same {
                 return Some(format!("chain {} has other rules", chain.name));
             }

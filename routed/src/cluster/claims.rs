@@ -39,9 +39,9 @@ impl ClaimIndex {
             .filter(move |length| **length < block.prefix_len())
             .filter_map(move |length| IpNet::new(block.addr(), *length).ok())
             .filter_map(|net| self.by_block.get_key_value(&net.trunc()));
-        smaller.chain(larger).flat_map(|(net, claims)| {
-            claims.iter().map(|(create, node)| (*net, *create, node))
-        })
+        smaller
+            .chain(larger)
+            .flat_map(|(net, claims)| claims.iter().map(|(create, node)| (*net, *create, node)))
     }
 
     /// Whether `node`'s claim of `block`, made at `create`, wins against every other.

@@ -69,7 +69,8 @@ impl Core {
         let own = this_boot.iter().flat_map(|file| &file.blocks).enumerate();
         let own = own.map(|(place, block)| (block.cidr, Own::from_file(block, place))).collect();
         let file = FileState::new(found, &me.boot_id);
-        let hints = file.earlier_blocks().iter().enumerate().map(|(place, block)| (block.cidr, place)).collect();
+        let hints =
+            file.earlier_blocks().iter().enumerate().map(|(place, block)| (block.cidr, place)).collect();
         Self {
             me,
             table: Table::default(),
@@ -199,7 +200,8 @@ impl Core {
     /// A store that held a cluster and holds none now was wiped. Nothing is torn down: what it held stays in force
     /// for a while, and every node writes its own again.
     fn notice_wipe(&mut self, before: Table, out: &mut Vec<Action>) {
-        let is_empty = |table: &Table| table.pools.is_empty() && table.nodes.is_empty() && table.claims.is_empty();
+        let is_empty =
+            |table: &Table| table.pools.is_empty() && table.nodes.is_empty() && table.claims.is_empty();
         if !is_empty(&self.table) || before.pools.is_empty() || before.claims.is_empty() {
             return;
         }

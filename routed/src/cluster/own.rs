@@ -71,7 +71,8 @@ impl Core {
     /// Compares the own blocks with the claims in the store.
     pub(super) fn follow_claims(&mut self, out: &mut Vec<Action>) {
         let index = ClaimIndex::new(&self.table);
-        let mine: Vec<IpNet> = self.table.claims.keys().filter(|(n, _)| *n == self.me.node).map(|k| k.1).collect();
+        let mine: Vec<IpNet> =
+            self.table.claims.keys().filter(|(n, _)| *n == self.me.node).map(|k| k.1).collect();
         let blocks: BTreeSet<IpNet> = self.own.keys().copied().chain(mine).collect();
         for block in blocks {
             self.follow_block(block, &index, out);
@@ -137,13 +138,17 @@ impl Core {
             Phase::Pending => drop(self.own.remove(&block)),
             Phase::Active if own.republish && is_free => self.write_claim(block, &own.pool, out),
             Phase::Active => {
-                let former = self.table.released.get(&block).is_some_and(|r| r.value.former_owner == self.me.node);
+                let former =
+                    self.table.released.get(&block).is_some_and(|r| r.value.former_owner == self.me.node);
                 let why = if former { "it was released" } else { "its claim is gone from the store" };
                 self.lose(block, why, out);
             }
             Phase::Stranded => {
                 if self.usage.get(&block).is_some_and(|usage| usage.leased == 0) {
-                    out.push(Action::Report(Severity::Info, format!("lost block {block}: its last pod is gone")));
+                    out.push(Action::Report(
+                        Severity::Info,
+                        format!("lost block {block}: its last pod is gone"),
+                    ));
                     self.own.remove(&block);
                 } else if is_free && !self.is_held(block) && self.is_registered() {
                     self.write_claim(block, &own.pool, out);
@@ -170,7 +175,10 @@ impl Core {
                 self.attempt += 1;
             }
             Phase::Active if self.usage.get(&block).is_some_and(|usage| usage.leased == 0) => {
-                out.push(Action::Report(Severity::Warn, format!("block {block} lost: {why}; no pod was in it")));
+                out.push(Action::Report(
+                    Severity::Warn,
+                    format!("block {block} lost: {why}; no pod was in it"),
+                ));
                 self.own.remove(&block);
             }
             Phase::Active => {
@@ -227,7 +235,8 @@ impl Core {
 
     /// Addresses that can be leased, or soon will be, in blocks of these pools.
     fn available(&self, pools: &BTreeSet<&ObjectName>) -> u64 {
-        let blocks = self.own.iter().filter(|(_, own)| own.phase != Phase::Stranded && pools.contains(&own.pool));
+        let blocks =
+            self.own.iter().filter(|(_, own)| own.phase != Phase::Stranded && pools.contains(&own.pool));
         let each = blocks.map(|(block, own)| {
             let known = self.usage.get(block).filter(|_| own.phase == Phase::Active);
             known.map_or(block_size(block.prefix_len(), block.max_prefix_len()), |usage| usage.available)
@@ -254,7 +263,8 @@ impl Core {
         let taken = Taken { claims: &claims, past: past.as_ref(), others: &others };
         let found = pools.iter().find_map(|(name, pool)| {
             let fits = |block: &IpNet| pool.cidr.contains(block) && block.prefix_len() == pool.block_len();
-            let earlier = self.hints.iter().map(|(block, _)| *block).filter(fits).find(|block| taken.is_free(*block));
+            let earlier =
+                self.hints.iter().map(|(block, _)| *block).filter(fits).find(|block| taken.is_free(*block));
             let block = earlier.or_else(|| candidate(&self.me.node, name, pool, &taken, self.attempt))?;
             Some((block, (*name).clone()))
         });

@@ -33,8 +33,11 @@ impl Pools {
                 pools.problems.push(format!("pools/{name}: {reason}"));
                 continue;
             }
-            if let Some((first, other)) = pools.usable.iter().find(|(_, other)| overlap(pool.cidr, other.cidr)) {
-                let text = format!("pools/{name}: {} overlaps {} of pool {first}; not used", pool.cidr, other.cidr);
+            if let Some((first, other)) =
+                pools.usable.iter().find(|(_, other)| overlap(pool.cidr, other.cidr))
+            {
+                let text =
+                    format!("pools/{name}: {} overlaps {} of pool {first}; not used", pool.cidr, other.cidr);
                 pools.problems.push(text);
                 continue;
             }
@@ -74,7 +77,8 @@ impl Pools {
 }
 
 fn check(pool: &Pool) -> Result<(), String> {
-    let (length, lengths) = (pool.block_len(), if pool.cidr.max_prefix_len() == 32 { 20..=32 } else { 116..=128 });
+    let (length, lengths) =
+        (pool.block_len(), if pool.cidr.max_prefix_len() == 32 { 20..=32 } else { 116..=128 });
     if pool.cidr != pool.cidr.trunc() {
         return Err(format!("cidr {} found, {} expected", pool.cidr, pool.cidr.trunc()));
     }

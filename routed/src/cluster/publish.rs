@@ -146,7 +146,8 @@ impl Core {
         self.problems.extend(pools.problems.iter().cloned());
         self.problems.extend(self.store_problems.iter().cloned());
         if !self.is_synced() && self.has_snapshot {
-            self.problems.insert("config cannot be used, and no earlier one is known: nothing is changed".into());
+            self.problems
+                .insert("config cannot be used, and no earlier one is known: nothing is changed".into());
         }
         if self.past.is_some() && self.table.pools.is_empty() {
             self.problems.insert("the store was wiped: apply pools and configuration again".into());
@@ -154,7 +155,9 @@ impl Core {
         for (block, own) in &self.own {
             if own.phase == Phase::Stranded {
                 self.problems.insert(format!("block {block} is lost, and pods live in it"));
-            } else if self.state(own, pools) == OwnBlockState::Draining && !pools.usable.contains_key(&own.pool) {
+            } else if self.state(own, pools) == OwnBlockState::Draining
+                && !pools.usable.contains_key(&own.pool)
+            {
                 let text = "is not usable any more: no new pods in it";
                 self.problems.insert(format!("block {block}: its pool {} {text}", own.pool));
             }
@@ -170,7 +173,8 @@ impl Core {
     }
 
     fn blocks_in_order(&self) -> Vec<(IpNet, Own)> {
-        let mut blocks: Vec<(IpNet, Own)> = self.own.iter().map(|(block, own)| (*block, own.clone())).collect();
+        let mut blocks: Vec<(IpNet, Own)> =
+            self.own.iter().map(|(block, own)| (*block, own.clone())).collect();
         blocks.sort_by_key(|(block, own)| (own.order, *block));
         blocks
     }

@@ -105,7 +105,8 @@ impl Core {
             return;
         }
         let expect = modified.map_or(Expect::Absent, Expect::Revision);
-        if self.writes.propose(key.to_string(), Operation::PutLeased(encode(&life), expect), out) && !is_ours {
+        if self.writes.propose(key.to_string(), Operation::PutLeased(encode(&life), expect), out) && !is_ours
+        {
             self.live.not_before = now + TAKE_BACK;
         }
     }

@@ -19,8 +19,8 @@ use futures::stream::FuturesUnordered;
 use futures::{Stream, StreamExt as _};
 use inotify::{Inotify, WatchMask};
 use ipnet::IpNet;
-use podway_ipam::store::{AddressLock, since_boot};
 use podway_ipam::LeaseStore;
+use podway_ipam::store::{AddressLock, since_boot};
 use podway_model::ids::BootId;
 use podway_model::node_file::NodeFile;
 use podway_store::Store;
@@ -164,7 +164,9 @@ type Notices = Pin<Box<dyn Stream<Item = io::Result<inotify::EventOwned>> + Send
 fn watch_leases(folder: &Path) -> io::Result<Notices> {
     fs::create_dir_all(folder)?;
     let inotify = Inotify::init()?;
-    inotify.watches().add(folder, WatchMask::MODIFY | WatchMask::MOVED_TO | WatchMask::CREATE | WatchMask::DELETE_SELF)?;
+    inotify
+        .watches()
+        .add(folder, WatchMask::MODIFY | WatchMask::MOVED_TO | WatchMask::CREATE | WatchMask::DELETE_SELF)?;
     Ok(Box::pin(inotify.into_event_stream([0; 4096])?))
 }
 
@@ -175,7 +177,9 @@ async fn noticed(notices: &mut Option<Notices>) {
         None => std::future::pending().await,
         Some(stream) => {
             let is_gone = match stream.next().await {
-                Some(Ok(event)) => event.mask.intersects(inotify::EventMask::IGNORED | inotify::EventMask::DELETE_SELF),
+                Some(Ok(event)) => {
+                    event.mask.intersects(inotify::EventMask::IGNORED | inotify::EventMask::DELETE_SELF)
+                }
                 Some(Err(_)) | None => true,
             };
             if is_gone {

@@ -117,7 +117,9 @@ impl Table {
             Ok(Key::Released(block)) => drop(self.released.remove(&block)),
             Ok(Key::Peer(name)) => drop(self.peers.remove(&name)),
             Ok(Key::Reflector(node)) => drop(self.reflectors.remove(&node)),
-            Ok(Key::Usage(_) | Key::Filter(_) | Key::Namespace(_) | Key::Pod(..) | Key::NetworkPolicy(..))
+            Ok(
+                Key::Usage(_) | Key::Filter(_) | Key::Namespace(_) | Key::Pod(..) | Key::NetworkPolicy(..),
+            )
             | Err(_) => {}
         }
     }

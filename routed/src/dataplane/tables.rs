@@ -31,7 +31,8 @@ impl Tables {
     /// Opens a conversation with nf_tables in the calling thread's network namespace.
     pub(crate) fn open() -> Result<Self, KernelError> {
         let attempted = || "open an nftables socket".to_owned();
-        let socket = NftSocket::open().map_err(|source| KernelError::Io { attempted: attempted(), source })?;
+        let socket =
+            NftSocket::open().map_err(|source| KernelError::Io { attempted: attempted(), source })?;
         Ok(Self { socket, seen: None, problems: vec![] })
     }
 

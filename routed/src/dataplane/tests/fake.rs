@@ -80,7 +80,8 @@ fn differences(kernel: &FakeKernel, desired: &Desired) -> Vec<String> {
                 }
                 let neighbours =
                     kernel.neighbours.values().filter(|n| n.index == index).map(|n| (n.address, n.mac));
-                if neighbours.collect::<Vec<_>>() != device.neighbours.clone().into_iter().collect::<Vec<_>>() {
+                if neighbours.collect::<Vec<_>>() != device.neighbours.clone().into_iter().collect::<Vec<_>>()
+                {
                     wrong.push(format!("neighbours of {name}"));
                 }
             }
@@ -183,13 +184,8 @@ fn a_foreign_route_in_the_way_is_left_alone_and_told() {
     let mut machine = machine();
     let foreign = Route { interface: Some(2), ..Route::to(net("10.244.2.0/26"), 4) };
     machine.kernel().routes.insert(foreign.key(), foreign.clone());
-    let taken = NextHop {
-        id: NEXT_HOP_ID_MIN,
-        protocol: 4,
-        interface: 2,
-        gateway: ip("192.0.2.77"),
-        onlink: false,
-    };
+    let taken =
+        NextHop { id: NEXT_HOP_ID_MIN, protocol: 4, interface: 2, gateway: ip("192.0.2.77"), onlink: false };
     machine.kernel().next_hops.insert(taken.id, taken);
     let outcome = pass(&mut machine, &desired);
     assert_eq!((outcome.failed, outcome.routes.failed), (1, 1));

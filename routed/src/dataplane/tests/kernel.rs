@@ -88,7 +88,9 @@ impl Node {
         let desired = cluster.desired();
         for round in 0.. {
             let actual = self.actual();
-            if round == 500 { eprintln!("ADD {:#?}\nDEL {:#?}", additions(&desired, &actual), removals(&desired, &actual)); }
+            if round == 500 {
+                eprintln!("ADD {:#?}\nDEL {:#?}", additions(&desired, &actual), removals(&desired, &actual));
+            }
             if additions(&desired, &actual).is_empty() && removals(&desired, &actual).is_empty() {
                 return;
             }

@@ -70,19 +70,15 @@ fn record(pod: &str, addresses: &[&str]) -> EndpointRecord {
 fn pod_routes_are_added_where_the_pods_link_is_there_and_never_swept() {
     let mut kernel = machine();
     let mut link = |index: u32, pod: &str, alias: &str, up: bool| {
-        let link = Link {
-            index,
-            name: format!("pw{pod}"),
-            alias: Some(alias.to_owned()),
-            up,
-            ..Link::default()
-        };
+        let link =
+            Link { index, name: format!("pw{pod}"), alias: Some(alias.to_owned()), up, ..Link::default() };
         kernel.links.insert(index, link);
     };
     link(11, "a", &host_ifalias("a", "eth0"), true);
     link(12, "b", &host_ifalias("other", "eth0"), true);
     link(13, "c", &host_ifalias("c", "eth0"), false);
-    let without_record = Route { interface: Some(12), ..Route::to(net("10.244.1.99/32"), POD_ROUTE_PROTOCOL) };
+    let without_record =
+        Route { interface: Some(12), ..Route::to(net("10.244.1.99/32"), POD_ROUTE_PROTOCOL) };
     kernel.routes.insert(without_record.key(), without_record.clone());
     let records = [
         record("a", &["10.244.1.1", "fd00:244:1::1"]),
@@ -95,11 +91,10 @@ fn pod_routes_are_added_where_the_pods_link_is_there_and_never_swept() {
     let mut found: Vec<String> =
         kernel.routes.values().filter(|r| r.protocol == POD_ROUTE_PROTOCOL).map(Route::to_string).collect();
     found.sort();
-    assert_eq!(found, [
-        "10.244.1.1/32 dev 11",
-        "10.244.1.99/32 dev 12",
-        "fd00:244:1::1/128 dev 11 metric 1024"
-    ]);
+    assert_eq!(
+        found,
+        ["10.244.1.1/32 dev 11", "10.244.1.99/32 dev 12", "fd00:244:1::1/128 dev 11 metric 1024"]
+    );
     assert_eq!(pods::repair(&mut kernel, &records).unwrap(), (0, vec![]));
 }
 
