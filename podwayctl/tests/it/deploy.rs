@@ -112,13 +112,13 @@ fn the_install_container_is_a_command_line_that_works() {
     let args = install["command"].as_array().unwrap()[1..]
         .iter()
         .map(|arg| arg.as_str().unwrap().replace("/host/", &format!("{host}/")));
-    let status = std::process::Command::new(env!("CARGO_BIN_EXE_podwayctl"))
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_podwayctl"))
         .args(args)
         .arg("--plugin")
         .arg(dir.path().join("podway"))
-        .status()
+        .output()
         .unwrap();
-    assert!(status.success());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(dir.path().join("opt/cni/bin/podway").exists());
     assert!(dir.path().join("etc/cni/net.d/10-podway.conflist").exists());
     for mount in install["volumeMounts"].as_array().unwrap() {
