@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use podway_kern::KernelError;
 use podway_kern::conntrack::Conntrack;
 use podway_kern::nft::{NftChange, NftMonitor, NftSocket};
-use podway_nft::{CommitError, Nftables as _, TableFlags, TableState, Transaction};
+use podway_nft::{CommitError, Nftables as _, Op, TableFlags, TableState, Transaction};
 use podway_policy::table_id;
 
 /// Sockets to the kernel, in the network namespace in which they were opened.
@@ -41,8 +41,20 @@ impl Kernel {
     }
 
     /// Puts this table in the place of what is there, in one transaction.
+    ///
+    /// Not [`Transaction::replace`]: its first `add` must fit the flags of what is there, and no flags fit both a
+    /// table without an owner and one whose owner is gone (EOPNOTSUPP). So we look first. Whoever makes or deletes
+    /// the table in between makes the transaction fail, not leak.
     pub(crate) fn replace(&mut self, table: &TableState) -> Result<(), CommitError> {
-        self.nft.commit(&Transaction::replace(table))
+        let mut transaction = self.removal()?;
+        transaction.append(Transaction::create(table));
+        self.nft.commit(&transaction)
+    }
+
+    /// Deletes our table if it is there.
+    fn removal(&mut self) -> Result<Transaction, CommitError> {
+        let there = self.nft.tables()?.iter().any(|(id, _)| *id == table_id());
+        Ok(Transaction { ops: there.then(|| Op::DeleteTable(table_id())).into_iter().collect() })
     }
 
     /// Applies a change.
@@ -65,7 +77,8 @@ impl Kernel {
 
     /// Removes our table.
     pub(crate) fn remove(&mut self) -> Result<(), CommitError> {
-        self.nft.commit(&Transaction::remove(&table_id()))
+        let transaction = self.removal()?;
+        self.nft.commit(&transaction)
     }
 }
 
