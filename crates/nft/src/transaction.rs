@@ -2,10 +2,9 @@
 
 use std::fmt;
 
-use crate::expr::Verdict;
 use crate::name::Name;
 use crate::object::{
-    BaseChain, Chain, Datum, Element, KeyType, Rule, Set, SetShape, TableFlags, TableId, TableState,
+    BaseChain, Chain, Element, KeyType, Rule, Set, SetShape, TableFlags, TableId, TableState,
 };
 
 /// What names a set, and how its elements are encoded.
@@ -249,20 +248,4 @@ impl Transaction {
 /// The set without its elements.
 pub(crate) fn definition(set: &Set) -> Set {
     Set { elements: Default::default(), ..set.clone() }
-}
-
-/// The chain that a verdict leads to.
-pub(crate) fn verdict_target(verdict: &Verdict) -> Option<&Name> {
-    match verdict {
-        Verdict::Jump(chain) | Verdict::Goto(chain) => Some(chain),
-        Verdict::Accept | Verdict::Drop | Verdict::Continue | Verdict::Return => None,
-    }
-}
-
-/// The chain that an element's data leads to.
-pub(crate) fn datum_target(data: Option<&Datum>) -> Option<&Name> {
-    match data {
-        Some(Datum::Verdict(verdict)) => verdict_target(verdict),
-        Some(Datum::Value(_)) | None => None,
-    }
 }

@@ -257,7 +257,7 @@ impl Bird {
              protocol static {{ ipv4; route {block4} blackhole; }}\n\
              protocol static {{ ipv6; route {block6} blackhole; }}\n\
              protocol bgp node1 {{\n local {us} port 1790 as 64512;\n neighbor {them} port 1790 as 64512;\n\
-             connect delay time 1;\n connect retry time 1;\n error wait time 1, 2;\n graceful restart on;\n\
+             strict bind on;\n connect delay time 1;\n connect retry time 1;\n error wait time 1, 2;\n graceful restart on;\n\
              ipv4 {{ import all; export where source = RTS_STATIC; }};\n\
              ipv6 {{ import all; export where source = RTS_STATIC; next hop address {us6}; }};\n}}\n",
             us = v4(BIRD),

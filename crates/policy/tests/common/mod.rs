@@ -3,8 +3,10 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
 pub mod cases;
+pub mod judges;
 pub mod random;
 pub mod tables;
+pub mod walk;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

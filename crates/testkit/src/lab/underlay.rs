@@ -51,8 +51,9 @@ impl Underlay {
         let v4 = Ipv4Addr::new(172, 30, high, low);
         let v6 = Ipv6Addr::new(0xfd00, 0x30, 0, 0, 0, 0, 0, number + 0x10);
         let (port, net) = (Self::port(node.name()), node.net_path());
+        // A machine keeps its network card, and with it its address, over a reboot.
         self.place.ip(&format!(
-            "link add {port} type veth peer name eth0 netns {net}\n\
+            "link add {port} type veth peer name eth0 address 02:00:00:00:{high:02x}:{low:02x} netns {net}\n\
              link set {port} master br0 up\n"
         ))?;
         node.ip(&format!(

@@ -1,0 +1,163 @@
+//! Random clusters and flows: oracle and tables must agree. And they must not, when something is planted.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    unreachable_pub,
+    reason = "tests, and modules of their own"
+)]
+
+mod common;
+
+use common::World;
+use common::judges::{Tables, compile, disagreement, path, tables_allow};
+use common::random::{FlowSeed, flow_seed, seeded_flow, world};
+use common::tables::count;
+use common::walk::{Tracked, passes};
+use podway_policy::Limits;
+use podway_policy::oracle::{Flow, Traffic};
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
+
+fn flows(world: &World, seeds: &[FlowSeed]) -> Vec<Flow> {
+    seeds.iter().filter_map(|seed| seeded_flow(world, seed)).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(768))]
+
+    #[test]
+    fn tables_agree_with_the_oracle(world in world(), seeds in prop::collection::vec(flow_seed(), 1..60)) {
+        let tables = compile(&world, Limits::default());
+        for flow in flows(&world, &seeds) {
+            let difference = disagreement(&tables, &world, &flow);
+            prop_assert!(difference.is_none(), "{}", difference.unwrap_or_default());
+        }
+    }
+
+    /// With limits that everything exceeds, whatever a policy isolates is closed, and nothing is open that the
+    /// oracle denies.
+    #[test]
+    fn above_the_limits_it_is_closed(world in world(), seeds in prop::collection::vec(flow_seed(), 1..40)) {
+        let tables = compile(&world, Limits { elements: 0, ranges: 0 });
+        for table in tables.values() {
+            for set in ["any_any", "any_proto", "any_port", "any_range", "ok_any", "ok_proto", "ok_port", "ok_range"] {
+                prop_assert_eq!(count(table, set), 0, "{}", set);
+            }
+        }
+        for flow in flows(&world, &seeds) {
+            let allowed = world.cluster().judge(&flow).allowed();
+            prop_assert!(allowed || !tables_allow(&tables, &world, &flow), "open: {:?}", flow);
+        }
+    }
+
+    /// A packet without a connection passes where both ends are open, and nowhere else; an untracked one never
+    /// passes between a pod and somebody who is not its node.
+    #[test]
+    fn packets_without_a_connection_are_never_let_into_isolation(
+        world in world(), seeds in prop::collection::vec(flow_seed(), 1..40),
+    ) {
+        let tables = compile(&world, Limits::default());
+        for flow in flows(&world, &seeds) {
+            let allowed = world.cluster().judge(&flow).allowed();
+            for (node, packet) in path(&world, &flow) {
+                let with = |tracked| passes(&tables[node], &common::walk::Packet { tracked, ..packet.clone() });
+                let (invalid, untracked) = (with(Tracked::Invalid), with(Tracked::Untracked));
+                if packet.hook == podway_nft::Hook::Forward {
+                    prop_assert!(!untracked || packet.iif == packet.oif, "untracked: {:?}", flow);
+                } else {
+                    prop_assert!(untracked && invalid, "between a pod and its node: {:?}", flow);
+                }
+                // A single node may pass what the other one drops.
+                prop_assert!(!invalid || allowed || passes(&tables[node], &packet), "invalid: {:?}", flow);
+            }
+        }
+    }
+}
+
+/// One mutation of the tables: where a compiler's mistake would show.
+type Mutation = (&'static str, fn(&mut Tables));
+
+/// Takes away the first element of the first such set that has one.
+fn skip(tables: &mut Tables, prefix: &str) {
+    let sets = tables.values_mut().flat_map(|table| &mut table.sets);
+    if let Some(set) =
+        sets.filter(|set| set.name.as_str().starts_with(prefix)).find(|set| !set.elements.is_empty())
+    {
+        set.elements.pop_first();
+    }
+}
+
+const MUTATIONS: [Mutation; 9] = [
+    ("a local pod is skipped", |t| skip(t, "loc_")),
+    ("a class is skipped", |t| skip(t, "cls")),
+    ("a segment is skipped", |t| skip(t, "net")),
+    ("a verdict for everybody is skipped", |t| skip(t, "any_p")),
+    ("a verdict for a class is skipped", |t| skip(t, "ok_any")),
+    ("a port for a class is skipped", |t| skip(t, "ok_port")),
+    ("a range for a class is skipped", |t| skip(t, "ok_range")),
+    ("isolation is forgotten", |t| {
+        for set in
+            t.values_mut().flat_map(|t| &mut t.sets).filter(|set| set.name.as_str().starts_with("loc_in"))
+        {
+            for data in set.elements.values_mut() {
+                *data = Some(podway_nft::Datum::Value(0_u32.into()));
+            }
+        }
+    }),
+    ("the class of the packet before is kept", |t| {
+        for chain in
+            t.values_mut().flat_map(|t| &mut t.chains).filter(|c| c.name.as_str().starts_with("ingress"))
+        {
+            chain.rules.retain(|rule| {
+                !matches!(
+                    rule.exprs[..],
+                    [podway_nft::Expr::Set {
+                        target: podway_nft::Target::CtMark,
+                        source: podway_nft::Source::Const(0)
+                    }]
+                )
+            });
+        }
+    }),
+];
+
+#[test]
+fn planted_mistakes_are_found() {
+    for (what, mutate) in MUTATIONS {
+        let mut runner = TestRunner::deterministic();
+        let strategy = (world(), prop::collection::vec(flow_seed(), 60));
+        let found = (0..4000).position(|_| {
+            let (world, seeds) = strategy.new_tree(&mut runner).unwrap().current();
+            let mut tables = compile(&world, Limits::default());
+            mutate(&mut tables);
+            flows(&world, &seeds).iter().any(|flow| disagreement(&tables, &world, flow).is_some())
+        });
+        let found = found.unwrap_or_else(|| panic!("not found: {what}"));
+        println!("{what}: found in cluster {found}");
+    }
+}
+
+#[test]
+fn flows_of_all_kinds_come_up() {
+    let mut runner = TestRunner::deterministic();
+    let strategy = (world(), prop::collection::vec(flow_seed(), 60));
+    let (mut allowed, mut denied, mut icmp) = (0, 0, 0);
+    for _ in 0..100 {
+        let (world, seeds) = strategy.new_tree(&mut runner).unwrap().current();
+        for flow in flows(&world, &seeds) {
+            let decision = world.cluster().judge(&flow);
+            match decision.allowed() {
+                true => allowed += 1,
+                false => denied += 1,
+            }
+            icmp += u32::from(matches!(flow.traffic, Traffic::Other(_)));
+        }
+    }
+    assert!(
+        allowed > 500 && denied > 500 && icmp > 100,
+        "{allowed} allowed, {denied} denied, {icmp} without ports"
+    );
+}
