@@ -174,12 +174,12 @@ fn what_changed_during_a_restart_is_swept() {
     net.until("up", MINUTE, Net::converged);
     let restarted = net.kill(1);
     // While node 1 is away, it loses a block, and node 2 loses one that node 1's kernel still has.
-    let mut config = config(1, 2);
-    config.neighbours = net.nodes[1].config.neighbours.clone();
-    net.nodes[1].config = Arc::new(config);
-    let mut config = config(2, 1);
-    config.neighbours = net.nodes[2].config.neighbours.clone();
-    net.configure(2, config);
+    let mut first = config(1, 2);
+    first.neighbours = net.nodes[1].config.neighbours.clone();
+    net.nodes[1].config = Arc::new(first);
+    let mut second = config(2, 1);
+    second.neighbours = net.nodes[2].config.neighbours.clone();
+    net.configure(2, second);
     net.run(Duration::from_secs(1));
     assert!(net.nodes[0].kernel.contains_key(&block(1, 2)), "stale");
     assert!(net.nodes[1].kernel.contains_key(&block(2, 2)), "still in the kernel of the daemon that is down");

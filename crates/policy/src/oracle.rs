@@ -170,6 +170,9 @@ impl Cluster<'_> {
     /// What the policies of `subject` say in this direction, when `peer` is at the other end.
     fn judge_end(&self, direction: PolicyType, subject: &End, peer: &End, flow: &Flow) -> Judgement {
         let End::Pod { namespace, name, .. } = subject else { return Judgement::NotAPod };
+        if matches!(peer, End::Pod { namespace: n, name: m, .. } if n == namespace && m == name) {
+            return Judgement::Itself;
+        }
         let Some(pod) = self.pod(namespace, name) else {
             return match self.policies.iter().any(|p| p.metadata.namespace == *namespace) {
                 true => Judgement::Unknown,
@@ -181,9 +184,6 @@ impl Cluster<'_> {
         }
         if self.node_of(peer).is_some_and(|node| node == pod.spec.node_name) {
             return Judgement::OwnNode;
-        }
-        if matches!(peer, End::Pod { namespace: n, name: m, .. } if n == namespace && m == name) {
-            return Judgement::Itself;
         }
         let isolating: Vec<&NetworkPolicy> = self
             .policies

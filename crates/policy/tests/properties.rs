@@ -129,7 +129,7 @@ fn planted_mistakes_are_found() {
     for (what, mutate) in MUTATIONS {
         let mut runner = TestRunner::deterministic();
         let strategy = (world(), prop::collection::vec(flow_seed(), 60));
-        let found = (0..4000).position(|_| {
+        let found = (0..20_000).position(|_| {
             let (world, seeds) = strategy.new_tree(&mut runner).unwrap().current();
             let mut tables = compile(&world, Limits::default());
             mutate(&mut tables);

@@ -42,6 +42,9 @@ pub(super) enum Wake {
     Listen,
 }
 
+/// A connection that a listener took, and who is at its other end.
+type Accepted = (TcpStream, IpAddr);
+
 /// A speaker under way.
 pub(super) struct Shell {
     speaker: Speaker,
@@ -52,7 +55,7 @@ pub(super) struct Shell {
     next_incoming: u64,
     tasks: JoinSet<()>,
     events: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
-    accepted: (mpsc::Sender<(TcpStream, IpAddr)>, mpsc::Receiver<(TcpStream, IpAddr)>),
+    accepted: (mpsc::Sender<Accepted>, mpsc::Receiver<Accepted>),
     listeners: Listeners,
     listen_at: Option<Instant>,
     peers_file: PeersFile,

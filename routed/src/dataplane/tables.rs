@@ -54,11 +54,12 @@ impl Tables {
         let wanted = masquerade.map(|wanted| wanted.cloned());
         let generation = self.socket.generation()?;
         let before = self.seen.take();
-        if let (Some((seen, last)), Some(now)) = (&before, &wanted) {
-            if *seen == generation && last == now {
-                self.seen = before;
-                return Ok(0);
-            }
+        let is_as_seen = |now: &Option<Masquerade>| {
+            before.as_ref().is_some_and(|(seen, last)| *seen == generation && last == now)
+        };
+        if wanted.as_ref().is_some_and(is_as_seen) {
+            self.seen = before;
+            return Ok(0);
         }
         let mut repaired = usize::from(self.put(&tables::guard(&[]))? && before.is_some());
         match &wanted {

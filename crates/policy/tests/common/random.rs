@@ -203,7 +203,7 @@ pub fn flow_seed() -> impl Strategy<Value = FlowSeed> {
     })
 }
 
-/// The flow of a seed in a cluster; none where both ends are nodes or outside.
+/// The flow of a seed in a cluster; none where both ends are nodes or outside, or where it cannot be told.
 pub fn seeded_flow(world: &World, seed: &FlowSeed) -> Option<Flow> {
     let wired = world.wired().filter(|p| !p.is_finished());
     let mut ends: Vec<String> =
@@ -220,6 +220,15 @@ pub fn seeded_flow(world: &World, seed: &FlowSeed) -> Option<Flow> {
         return None;
     }
     let ports = [53, 54, 80, 81, 90, 91, 1000, 1500, 2000, 2001, 8080, 65535];
+    // Of a pod that nobody has heard of the oracle does not know the node.
+    let unknown = |end: &str, node: &str| {
+        let ghost =
+            world.ghosts.iter().find(|g| format!("{}/{}", g.metadata.namespace, g.metadata.name) == end);
+        ghost.is_some_and(|ghost| node.strip_prefix("node:") == Some(&ghost.spec.node_name))
+    };
+    if unknown(&ends[from], &ends[to]) || unknown(&ends[to], &ends[from]) {
+        return None;
+    }
     let traffic = match seed.traffic {
         n @ 0..=219 => {
             let n = usize::from(n);
