@@ -174,3 +174,32 @@ fn others_neither_flush_nor_delete_our_table_for_long_and_keep_theirs() {
         assert!(node.allowed(&c, &b, 53), "nothing is restricted any more");
     });
 }
+
+#[test]
+fn the_table_reads_as_written() {
+    on_a_node("the_table_reads_as_written", |node| {
+        let _pods = three_pods(node);
+        let spec = "{podSelector: {matchLabels: {app: b}}, policyTypes: [Ingress, Egress], ingress: [\
+                    {from: [{podSelector: {matchLabels: {app: a}}}], ports: [{port: 80}, {port: 1000, endPort: 2000}]}, \
+                    {from: [{ipBlock: {cidr: 192.0.2.0/24, except: [192.0.2.128/25]}}]}, \
+                    {ports: [{port: 53, protocol: UDP}]}], egress: [{ports: [{protocol: TCP}]}]}";
+        node.documents("policy.yaml", Some(&policy("x", "golden", spec)));
+        node.start_agent();
+        let listed = sh("nft --stateless list table inet podway-policy");
+        sh("nft --json list table inet podway-policy");
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/table.nft");
+        if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            std::fs::write(path, &listed).unwrap();
+        }
+        // The owner stands in a comment, and differs with each run.
+        let comparable = |text: &str| -> Vec<String> {
+            let lines = text.lines().filter(|line| !line.trim_start().starts_with("flags owner"));
+            lines.map(|line| line.split(" # progname").next().unwrap_or_default().to_owned()).collect()
+        };
+        assert_eq!(
+            comparable(&listed),
+            comparable(include_str!("golden/table.nft")),
+            "UPDATE_GOLDEN=1 rewrites it"
+        );
+    });
+}

@@ -1,6 +1,14 @@
 //! Many speakers under virtual time: sessions form, tables agree, nothing is lost in a graceful restart, stale routes
 //! are swept. Seeds are in the failure message's test name and loop variable; each run repeats exactly.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::needless_range_loop,
+    clippy::cast_possible_truncation,
+    reason = "numbers of nodes and blocks in these tests are small, and their texts well-formed"
+)]
+
 mod sim;
 
 use std::sync::Arc;

@@ -259,7 +259,7 @@ fn a_route_put_in_our_place_is_left_alone_until_it_goes() {
         let told = |status: &DataplaneStatus| status.problems.iter().any(|p| p.contains("is in the way"));
         running.status.wait_for(told).await.unwrap();
         let others = RouteFilter { table: Some(TABLE_MAIN), protocol: Some(4) };
-        assert_eq!(node.rtnl.routes(others).unwrap(), [theirs.clone()]);
+        assert_eq!(node.rtnl.routes(others).unwrap(), std::slice::from_ref(&theirs));
         node.rtnl.run(Request::DeleteRoute(theirs)).unwrap();
         node.settled(&cluster).await;
         running.status.wait_for(|status| status.problems.is_empty()).await.unwrap();

@@ -79,7 +79,7 @@ fn pod_routes_are_added_where_the_pods_link_is_there_and_never_swept() {
     link(13, "c", &host_ifalias("c", "eth0"), false);
     let without_record =
         Route { interface: Some(12), ..Route::to(net("10.244.1.99/32"), POD_ROUTE_PROTOCOL) };
-    kernel.routes.insert(without_record.key(), without_record.clone());
+    kernel.routes.insert(without_record.key(), without_record);
     let records = [
         record("a", &["10.244.1.1", "fd00:244:1::1"]),
         record("b", &["10.244.1.2"]),
