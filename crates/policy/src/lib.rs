@@ -19,7 +19,7 @@
 //! 2. However the objects came to be what they are, the table is the same up to the choice of numbers.
 //! 3. A local endpoint without an element is closed; a policy set without elements is closed; a set above a limit
 //!    has no elements at all.
-//! 4. The number of rules that a packet meets depends on nothing (golden text).
+//! 4. The number of rules that a packet meets depends on nothing (`policy-agent/tests/golden/table.nft`).
 
 mod classes;
 mod contents;

@@ -1,6 +1,6 @@
 //! From elements to nftables objects: the table, its fixed chains, and where each element goes.
 //!
-//! How a packet is judged (golden text: `tests/golden/`). The number of rules that it meets depends on nothing:
+//! How a packet is judged (as `nft` lists it: `policy-agent/tests/golden/table.nft`). The number of rules that it meets depends on nothing:
 //!
 //! ```text
 //! forward ── established, related, later packets of an unreplied flow ─────────────▶ accept

@@ -390,9 +390,4 @@ impl Group {
     pub(crate) fn advertised(&self, member: IpAddr) -> usize {
         self.adj_out.values().filter(|out| out.path.source() != Some(member)).count()
     }
-
-    #[cfg(test)]
-    pub(crate) fn log_bytes(&self) -> usize {
-        self.log.bytes()
-    }
 }
