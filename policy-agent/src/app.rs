@@ -220,3 +220,6 @@ fn committed(result: Result<(), podway_nft::CommitError>, metrics: &Metrics) -> 
         Err(error) => Event::CommitFailed(error.to_string()),
     }
 }
+
+#[cfg(test)]
+mod tests;

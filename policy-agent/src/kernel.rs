@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use anyhow::{Context as _, Result};
+use futures::FutureExt as _;
 use podway_kern::KernelError;
 use podway_kern::conntrack::Conntrack;
 use podway_kern::nft::{NftChange, NftMonitor, NftSocket};
@@ -28,6 +29,12 @@ impl Kernel {
         let flags = if found.persist { found } else { TableFlags::default() };
         let conntrack = Conntrack::open().context("open a connection tracking socket")?;
         Ok(Self { nft, flags, conntrack })
+    }
+
+    /// The same for a kernel that has no table owners, where others can change our table.
+    #[cfg(test)]
+    pub(crate) fn without_owner(self) -> Self {
+        Self { flags: TableFlags::default(), ..self }
     }
 
     /// Flags that our table gets.
@@ -95,12 +102,21 @@ pub(crate) enum Touch {
 }
 
 impl Monitor {
-    /// Returns when our table was touched. Cancel-safe.
+    /// Returns when our table was touched: once for all notifications that are there already, since one commit of
+    /// somebody else is many of them. Cancel-safe.
     pub(crate) async fn touched(&mut self) -> Result<Touch> {
+        let mut touch = None;
         loop {
-            match self.0.next().await.context("read the nftables monitor")? {
-                NftChange::Overrun => return Ok(Touch::Unclear),
-                NftChange::Table(table) if table == table_id() => return Ok(Touch::Touched),
+            let change = match touch {
+                None => self.0.next().await,
+                Some(touch) => match self.0.next().now_or_never() {
+                    Some(change) => change,
+                    None => return Ok(touch),
+                },
+            };
+            match change.context("read the nftables monitor")? {
+                NftChange::Overrun => touch = touch.or(Some(Touch::Unclear)),
+                NftChange::Table(table) if table == table_id() => touch = Some(Touch::Touched),
                 NftChange::Table(_) => {}
             }
         }
