@@ -38,7 +38,7 @@ use crate::env::Target;
 use crate::error::{CniError, Code};
 use crate::node::Node;
 use crate::policy::{self, Acknowledgement};
-use crate::tables;
+use crate::tables::Tables;
 use crate::wiring::Wiring;
 use crate::{netns, result, teardown};
 
@@ -55,8 +55,9 @@ pub fn add(network: &Network, target: &Target) -> Result<Value, CniError> {
     let node = Node::here()?;
     let file = node.file()?;
     let mtu = mtu(&conf, &file)?;
-    tables::ensure_guard()?;
-    if file.policy == PolicyMode::Required && !tables::policy_exists()? {
+    let mut tables = Tables::look()?;
+    tables.ensure_guard()?;
+    if file.policy == PolicyMode::Required && !tables.has_policy() {
         return Err(policy::refused("table inet podway-policy is missing; is it running?"));
     }
     let mut rtnl = Rtnl::open()?;

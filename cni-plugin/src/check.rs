@@ -14,8 +14,9 @@ use crate::conf::Network;
 use crate::env::Target;
 use crate::error::{CniError, Code};
 use crate::node::Node;
+use crate::tables::Tables;
 use crate::wiring::Wiring;
-use crate::{netns, result, tables, teardown};
+use crate::{netns, result, teardown};
 
 /// What differs, in words.
 type Differences = Vec<String>;
@@ -33,7 +34,7 @@ pub fn check(network: &Network, target: &Target) -> Result<(), CniError> {
         let peer = check_host(&mut rtnl, target, &wiring, &mut wrong)?;
         wrong.extend(netns.run(|| check_pod(&wiring, peer))??);
     }
-    if !tables::guard_exists()? {
+    if !Tables::look()?.has_guard() {
         wrong.push("nft table inet podway-guard is missing".to_owned());
     }
     if wrong.is_empty() {

@@ -7,7 +7,8 @@ use podway_model::cluster::PolicyMode;
 use crate::conf::Network;
 use crate::error::{CniError, Code};
 use crate::node::Node;
-use crate::{policy, tables};
+use crate::policy;
+use crate::tables::Tables;
 
 /// `Ok` if an ADD without wishes would get its addresses and its policy.
 pub fn status(network: &Network) -> Result<(), CniError> {
@@ -18,7 +19,7 @@ fn ready(network: &Network) -> Result<(), CniError> {
     let node = Node::here()?;
     let leases = node.leases()?;
     let file = node.file()?;
-    // An attachment that no runtime can have: its container id is longer than any.
+    // Only asked for, never leased: the name does not matter.
     let nobody = podway_ipam::Attachment::new(
         "status-asks-for-nobody".parse().expect("a container id"),
         "status".parse().expect("an interface name"),
@@ -26,7 +27,7 @@ fn ready(network: &Network) -> Result<(), CniError> {
     let request = Request::new(nobody, network.name.clone());
     leases.ledger().plan(&file, &request, since_boot())?;
     drop(leases);
-    if file.policy == PolicyMode::Required && !tables::policy_exists()? {
+    if file.policy == PolicyMode::Required && !Tables::look()?.has_policy() {
         return Err(policy::refused("table inet podway-policy is missing; is it running?"));
     }
     Ok(())

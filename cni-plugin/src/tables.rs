@@ -3,53 +3,54 @@
 
 use podway_kern::nft::NftSocket;
 use podway_model::names::POLICY_TABLE;
-use podway_nft::{CommitError, Errno, Name, Nftables as _, TableId, Transaction, tables};
+use podway_nft::{CommitError, Name, Nftables as _, TableId, Transaction, tables};
 
 use crate::error::{CniError, Code};
 
 const POLICY: Name = Name::literal(POLICY_TABLE);
 
+/// One look at the nft tables of the node.
+#[derive(Debug)]
+pub struct Tables {
+    socket: NftSocket,
+    found: Vec<TableId>,
+}
+
+impl Tables {
+    /// Lists the tables.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn look() -> Result<Self, CniError> {
+        let mut socket = NftSocket::open().map_err(|error| failed(&CommitError::Io(error)))?;
+        let found = socket.tables().map_err(|error| failed(&error))?;
+        Ok(Self { socket, found: found.into_iter().map(|(id, _)| id).collect() })
+    }
+
+    /// Whether the guard was there.
+    pub fn has_guard(&self) -> bool {
+        self.found.contains(&tables::guard(&[]).id)
+    }
+
+    /// Whether the policy agent has loaded its table since boot.
+    pub fn has_policy(&self) -> bool {
+        self.found.contains(&TableId::inet(POLICY))
+    }
+
+    /// Makes the guard unless it was there. Several ADDs may find it missing at once; each then puts the same
+    /// table in the place of the other's, which no packet notices. (Adding would double its rules.)
+    ///
+    /// # Errors
+    /// The kernel refuses it.
+    pub fn ensure_guard(&mut self) -> Result<(), CniError> {
+        if self.has_guard() {
+            return Ok(());
+        }
+        let replace = Transaction::replace(&tables::guard(&[]));
+        self.socket.commit(&replace).map_err(|error| failed(&error))
+    }
+}
+
 fn failed(error: &CommitError) -> CniError {
     CniError::new(Code::Kernel, format!("nftables: {error}"))
-}
-
-fn open() -> Result<NftSocket, CniError> {
-    NftSocket::open().map_err(|error| failed(&CommitError::Io(error)))
-}
-
-fn exists(id: &TableId) -> Result<bool, CniError> {
-    let tables = open()?.tables().map_err(|error| failed(&error))?;
-    Ok(tables.iter().any(|(found, _)| found == id))
-}
-
-/// Makes the guard unless it is there.
-///
-/// # Errors
-/// The kernel refuses it.
-pub fn ensure_guard() -> Result<(), CniError> {
-    let guard = tables::guard(&[]);
-    if exists(&guard.id)? {
-        return Ok(());
-    }
-    match open()?.commit(&Transaction::create(&guard)) {
-        // Another ADD was faster.
-        Err(error) if error.errno() == Some(Errno::EXIST) => Ok(()),
-        other => other.map_err(|error| failed(&error)),
-    }
-}
-
-/// Whether the guard is there.
-///
-/// # Errors
-/// The kernel does not tell.
-pub fn guard_exists() -> Result<bool, CniError> {
-    exists(&tables::guard(&[]).id)
-}
-
-/// Whether the policy agent has loaded its table since boot.
-///
-/// # Errors
-/// The kernel does not tell.
-pub fn policy_exists() -> Result<bool, CniError> {
-    exists(&TableId::inet(POLICY))
 }

@@ -14,6 +14,7 @@ mod kernel;
 mod name;
 mod object;
 pub mod tables;
+mod text;
 mod transaction;
 mod value;
 

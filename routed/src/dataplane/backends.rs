@@ -3,7 +3,7 @@
 //! | backend | route to a peer's block | refuses a peer |
 //! |---|---|---|
 //! | `host-gw` | via the peer's underlay address of the block's family | that is not on one of our links |
-//! | `vxlan` | via the peer's tunnel address, on a tunnel device | without a common underlay family |
+//! | `vxlan` | via the peer's VTEP, on a tunnel device | without a common underlay family |
 //! | `bgp` | via the next hop that BGP says | whose next hop is not on one of our links |
 //!
 //! A dead node keeps its routes here: liveness is a hint, only its claims count.
@@ -12,13 +12,19 @@
 //! underlay address (device `podway.vxlan`), else over IPv6 (`podway.vxlan6`). A node has the devices that its
 //! own addresses allow. So a cluster whose underlay has only one family still has dual-stack pods, and an
 //! IPv4-only and an IPv6-only node are told that they cannot reach each other.
+//!
+//! **Gateways on a tunnel device** mean something to this node only: a neighbour entry gives them their MAC
+//! address. IPv4 takes the peer's tunnel address. IPv6 takes the link-local address that the VTEP's MAC address
+//! makes: the kernel refuses an on-link IPv6 gateway that it routes over another device at the moment
+//! (`ip6_route_check_nh_onlink`), so with the tunnel address no route could ever move from another backend to
+//! this one.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
 use podway_model::cluster::NodeRecord;
-use podway_model::ids::{Mtu, NodeName};
+use podway_model::ids::{MacAddr, Mtu, NodeName};
 use podway_model::names::{VXLAN_DEVICE, vtep_mac};
 
 use super::desired::{Desired, Device, Inputs, Interface, RouteSpec, Target, Via, key};
@@ -222,14 +228,22 @@ fn tunnel(facts: &LocalFacts, peer: &PeerBlock<'_>, out: &mut Desired) -> Result
             _ => return Err("it has no underlay address of a family that this node has too".to_owned()),
         },
     };
-    let gateway = record
-        .tunnel_like(&peer.block)
-        .ok_or_else(|| format!("it has published no {} tunnel address", family(&peer.block)))?;
     let mac = record.vtep_mac.unwrap_or_else(|| vtep_mac(peer.node.as_str(), VXLAN_DEVICE));
+    let gateway: IpAddr = match peer.block {
+        IpNet::V4(_) => record.tunnel_v4.ok_or("it has published no IPv4 tunnel address")?.into(),
+        IpNet::V6(_) => link_local(mac).into(),
+    };
     let device = out.devices.get_mut(name).ok_or_else(|| format!("this node has no device {name}"))?;
     insert(&mut device.fdb, mac, remote).map_err(|other| taken(mac, other))?;
     insert(&mut device.neighbours, gateway, mac).map_err(|other| taken(gateway, other))?;
     Ok(Via { interface: Interface::Device(name), gateway })
+}
+
+/// The link-local address of an Ethernet address (RFC 4291 appendix A).
+pub(super) fn link_local(mac: MacAddr) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = mac.0;
+    let half = |high, low| u16::from_be_bytes([high, low]);
+    Ipv6Addr::new(0xfe80, 0, 0, 0, half(a ^ 2, b), half(c, 0xff), half(0xfe, d), half(e, f))
 }
 
 fn taken(what: impl std::fmt::Display, holder: impl std::fmt::Display) -> String {

@@ -71,7 +71,7 @@ pub(crate) struct Device {
     pub(crate) mtu: Mtu,
     /// Addresses, each a /32 or /128.
     pub(crate) addresses: BTreeSet<IpAddr>,
-    /// Neighbour entries: tunnel address of a peer to the MAC address of its VTEP.
+    /// Neighbour entries: gateway address of a peer to the MAC address of its VTEP.
     pub(crate) neighbours: BTreeMap<IpAddr, MacAddr>,
     /// Forwarding entries: MAC address of a peer's VTEP to the peer's underlay address.
     pub(crate) fdb: BTreeMap<MacAddr, IpAddr>,

@@ -4,6 +4,8 @@
 //! stands in a set, so the order in which messages came does not matter to what is chosen.
 
 pub(crate) mod decision;
+#[cfg(test)]
+mod decision_tests;
 pub(crate) mod intern;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -166,6 +166,12 @@ impl FakeKernel {
         if self.is_local(gateway) {
             return Err(Errno::EINVAL);
         }
+        if let IpAddr::V6(v6) = gateway
+            && !v6.is_unicast_link_local()
+            && self.v6_way(gateway).is_some_and(|way| way != index)
+        {
+            return Err(Errno::EINVAL);
+        }
         let reached = self.addresses.iter().any(|(i, net)| *i == index && net.contains(&gateway));
         if onlink || reached {
             Ok(())
@@ -173,6 +179,21 @@ impl FakeKernel {
             Err(Errno::EHOSTUNREACH)
         } else {
             Err(Errno::ENETUNREACH)
+        }
+    }
+
+    /// The interface over which an IPv6 address is routed now, the default route left out: an on-link gateway
+    /// must not be routed over another one (`ip6_route_check_nh_onlink`).
+    fn v6_way(&self, address: IpAddr) -> Option<u32> {
+        let route = self
+            .routes
+            .values()
+            .filter(|route| route.destination.prefix_len() > 0 && route.destination.contains(&address))
+            .filter(|route| route.kind == RouteKind::Unicast)
+            .max_by_key(|route| (route.destination.prefix_len(), std::cmp::Reverse(route.metric)))?;
+        match route.next_hop {
+            Some(id) => self.next_hops.get(&id).map(|next_hop| next_hop.interface),
+            None => route.interface,
         }
     }
 

@@ -3,7 +3,7 @@
 use podway_model::cluster::Backend;
 use podway_model::names::{VXLAN_DEVICE, vtep_mac};
 
-use super::super::backends::VXLAN_DEVICE6;
+use super::super::backends::{VXLAN_DEVICE6, link_local};
 use super::super::desired::{Desired, Interface, Target};
 use super::super::mtu::pod_mtu;
 use super::{Cluster, ip, name, net};
@@ -71,30 +71,30 @@ fn host_gw_refuses_a_peer_that_is_not_on_link_and_keeps_the_others() {
 #[test]
 fn vxlan_carries_both_families_over_the_ipv4_underlay() {
     let desired = Cluster::new(Backend::Vxlan).desired();
+    let (mac2, mac3) = (vtep_mac("n2", VXLAN_DEVICE), vtep_mac("n3", VXLAN_DEVICE));
     assert_eq!(
         routes(&desired),
         [
-            "10.244.0.0/16 unreachable",
-            "10.244.1.0/26 blackhole",
-            "10.244.2.0/26 via 10.244.2.0 dev podway.vxlan onlink src 10.244.1.0 mtu 1450",
-            "10.244.3.0/26 via 10.244.3.0 dev podway.vxlan onlink src 10.244.1.0 mtu 1450",
-            "fd00:244::/32 unreachable",
-            "fd00:244:1::/122 blackhole",
-            "fd00:244:2::/122 via fd00:244:2:: dev podway.vxlan onlink src fd00:244:1:: mtu 1450",
-            "fd00:244:3::/122 via fd00:244:3:: dev podway.vxlan onlink src fd00:244:1:: mtu 1450",
+            "10.244.0.0/16 unreachable".to_owned(),
+            "10.244.1.0/26 blackhole".to_owned(),
+            "10.244.2.0/26 via 10.244.2.0 dev podway.vxlan onlink src 10.244.1.0 mtu 1450".to_owned(),
+            "10.244.3.0/26 via 10.244.3.0 dev podway.vxlan onlink src 10.244.1.0 mtu 1450".to_owned(),
+            "fd00:244::/32 unreachable".to_owned(),
+            "fd00:244:1::/122 blackhole".to_owned(),
+            format!("fd00:244:2::/122 via {} dev podway.vxlan onlink src fd00:244:1:: mtu 1450", link_local(mac2)),
+            format!("fd00:244:3::/122 via {} dev podway.vxlan onlink src fd00:244:1:: mtu 1450", link_local(mac3)),
         ]
     );
     assert_eq!(desired.devices.keys().collect::<Vec<_>>(), [&VXLAN_DEVICE]);
     let device = &desired.devices[VXLAN_DEVICE];
-    let (mac2, mac3) = (vtep_mac("n2", VXLAN_DEVICE), vtep_mac("n3", VXLAN_DEVICE));
     assert_eq!(device.fdb, [(mac2, ip("192.0.2.2")), (mac3, ip("192.0.2.3"))].into());
     assert_eq!(
         device.neighbours,
         [
             (ip("10.244.2.0"), mac2),
-            (ip("fd00:244:2::"), mac2),
+            (link_local(mac2).into(), mac2),
             (ip("10.244.3.0"), mac3),
-            (ip("fd00:244:3::"), mac3)
+            (link_local(mac3).into(), mac3)
         ]
         .into()
     );

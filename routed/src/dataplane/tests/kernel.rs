@@ -86,11 +86,8 @@ impl Node {
     /// Waits until the kernel holds what is desired and nothing else of ours.
     async fn settled(&self, cluster: &Cluster) {
         let desired = cluster.desired();
-        for round in 0.. {
+        loop {
             let actual = self.actual();
-            if round == 500 {
-                eprintln!("ADD {:#?}\nDEL {:#?}", additions(&desired, &actual), removals(&desired, &actual));
-            }
             if additions(&desired, &actual).is_empty() && removals(&desired, &actual).is_empty() {
                 return;
             }
