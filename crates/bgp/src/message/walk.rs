@@ -298,8 +298,8 @@ impl Walked {
         let trans = u32::from(super::open::AS_TRANS);
         // An AGGREGATOR that is not AS_TRANS was made by somebody who does not know the AS4 attributes: both are stale.
         if aggregator.is_none_or(|a| a.asn == trans) {
-            if let Some(true_one) = self.as4_aggregator.take().filter(|_| aggregator.is_some()) {
-                aggregator = Some(true_one);
+            if let (Some(short), Some(full)) = (aggregator, self.as4_aggregator) {
+                aggregator = Some(Aggregator { partial: short.partial, ..full });
             }
             if let Some(as4) = self.as4_path.take() {
                 as_path = as_path.merged_with(&as4);

@@ -81,8 +81,14 @@ fn vxlan_carries_both_families_over_the_ipv4_underlay() {
             "10.244.3.0/26 via 10.244.3.0 dev podway.vxlan onlink src 10.244.1.0 mtu 1450".to_owned(),
             "fd00:244::/32 unreachable".to_owned(),
             "fd00:244:1::/122 blackhole".to_owned(),
-            format!("fd00:244:2::/122 via {} dev podway.vxlan onlink src fd00:244:1:: mtu 1450", link_local(mac2)),
-            format!("fd00:244:3::/122 via {} dev podway.vxlan onlink src fd00:244:1:: mtu 1450", link_local(mac3)),
+            format!(
+                "fd00:244:2::/122 via {} dev podway.vxlan onlink src fd00:244:1:: mtu 1450",
+                link_local(mac2)
+            ),
+            format!(
+                "fd00:244:3::/122 via {} dev podway.vxlan onlink src fd00:244:1:: mtu 1450",
+                link_local(mac3)
+            ),
         ]
     );
     assert_eq!(desired.devices.keys().collect::<Vec<_>>(), [&VXLAN_DEVICE]);
