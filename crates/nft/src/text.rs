@@ -167,7 +167,9 @@ impl fmt::Display for Rule {
 /// `meta l4proto tcp` before a port, both before an ICMP type.
 fn implied(exprs: &[Expr]) -> Vec<usize> {
     let mut implied = Vec::new();
-    let (mut network, mut transport): (Option<(usize, u8)>, Option<(usize, u8)>) = (None, None);
+    /// Place of the statement that asks for a protocol, and the protocol.
+    type Asked = Option<(usize, u8)>;
+    let (mut network, mut transport): (Asked, Asked) = (None, None);
     for (at, expr) in exprs.iter().enumerate() {
         match asked_protocol(expr) {
             Some((Field::NfProto, protocol)) => network = Some((at, protocol)),
