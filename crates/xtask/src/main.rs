@@ -33,6 +33,7 @@ Commands:
   test --quick     what needs neither root nor packages
   test --full      everything that CI runs: every demo as well
   tools            only the set-up: say what is there and get what is missing
+  tools --env      the same, then the environment as a shell reads it
   help             this text
 
 Set-up changes nothing on the machine: Debian packages of missing tools are unpacked into
@@ -47,6 +48,10 @@ fn main() -> ExitCode {
         Some("test") => test::run(&arguments[1..]),
         Some("tools") if arguments.len() == 1 => tools::Tools::prepare(&tools::ALL).map(|tools| {
             tools.print_table();
+            ExitCode::SUCCESS
+        }),
+        Some("tools") if arguments[1..] == ["--env"] => tools::Tools::prepare(&tools::ALL).map(|tools| {
+            tools.print_environment();
             ExitCode::SUCCESS
         }),
         None | Some("help" | "--help" | "-h") => {

@@ -64,7 +64,10 @@ pub(crate) fn run(options: &[String]) -> Result<ExitCode> {
     let start = Instant::now();
     let (tools, layers) = match extent {
         // Without root nothing else is needed; the protobuf compiler is used where it can be had.
-        Extent::Quick => (Tools::prepare(&[tools::Need { required: false, ..tools::PROTOC }])?, vec![QUICK]),
+        Extent::Quick => {
+            let wanted = [tools::PROTOC, tools::PROTOC_INCLUDE];
+            (Tools::prepare(&wanted.map(|need| tools::Need { required: false, ..need }))?, vec![QUICK])
+        }
         Extent::Default => (Tools::prepare(&tools::ALL)?, vec![CRATES, SUITES, DEMO]),
         Extent::Full => (Tools::prepare(&tools::ALL)?, vec![CRATES, SUITES, DEMOS]),
     };
@@ -149,7 +152,7 @@ fn suites(tools: &Tools, tally: &mut Tally) -> Result<()> {
 
 fn quick(tools: &Tools, tally: &mut Tally) -> Result<()> {
     let mut cargo = cargo_test(tools);
-    if tools.path_of("protoc").is_some() {
+    if [tools::PROTOC, tools::PROTOC_INCLUDE].iter().all(|need| tools.path_of(need.program).is_some()) {
         cargo.args(["--workspace", "--exclude", "podway-tests"]);
     } else {
         for package in WITHOUT_PROTOC {

@@ -12,10 +12,10 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{complain, say};
 
-/// A program that something needs.
+/// A program, or a header, that something needs.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Need {
-    /// Its name on `PATH`.
+    /// Its name on `PATH`; with a slash in it, its path below an include folder.
     pub(crate) program: &'static str,
     /// Debian package that has it.
     pub(crate) package: &'static str,
@@ -33,9 +33,18 @@ const fn need(program: &'static str, package: &'static str, required: bool, what
 pub(crate) const PROTOC: Need =
     need("protoc", "protobuf-compiler", true, "building the etcd client (its messages are generated)");
 
+/// The message definitions that come with the compiler: Debian has them in a package of their own.
+pub(crate) const PROTOC_INCLUDE: Need = need(
+    "google/protobuf/descriptor.proto",
+    "libprotobuf-dev",
+    true,
+    "building the etcd client (its messages import these)",
+);
+
 /// Everything that build, demo and tests use.
-pub(crate) const ALL: [Need; 9] = [
+pub(crate) const ALL: [Need; 10] = [
     PROTOC,
+    PROTOC_INCLUDE,
     need("ip", "iproute2", true, "looking at links and routes from outside our own code"),
     need("nft", "nftables", true, "listing nftables rules from outside our own code"),
     need("nsenter", "util-linux", true, "stepping into a node or a pod"),
@@ -78,7 +87,7 @@ impl Tools {
         tools.look(needs);
         let missing: BTreeSet<&str> = tools.missing().map(|need| need.package).collect();
         if !missing.is_empty() {
-            say(&format!("==> getting {}\n", missing.iter().copied().collect::<Vec<_>>().join(", ")));
+            complain(&format!("==> getting {}\n", missing.iter().copied().collect::<Vec<_>>().join(", ")));
             for package in missing {
                 if let Err(error) = tools.unpack(package) {
                     complain(&format!("    {package}: {error:#}\n"));
@@ -99,10 +108,13 @@ impl Tools {
     }
 
     fn look(&mut self, needs: &[Need]) {
-        let folders = self.folders();
+        let (programs, includes) = (self.folders(), self.include_folders());
+        let places = |need: &Need| if need.program.contains('/') { &includes } else { &programs };
         self.found = needs
             .iter()
-            .map(|need| (*need, folders.iter().map(|dir| dir.join(need.program)).find(|path| path.is_file())))
+            .map(|need| {
+                (*need, places(need).iter().map(|dir| dir.join(need.program)).find(|path| path.is_file()))
+            })
             .collect();
     }
 
@@ -128,7 +140,14 @@ impl Tools {
         folders
     }
 
-    /// Environment for everything that is run: `PATH`, `LD_LIBRARY_PATH` and `PROTOC`.
+    /// Folders of message definitions and headers that are searched.
+    fn include_folders(&self) -> Vec<PathBuf> {
+        let given = std::env::var_os("PROTOC_INCLUDE").map(PathBuf::from);
+        let usual = ["/usr/local/include", "/usr/include"].map(PathBuf::from);
+        given.into_iter().chain(usual).chain([self.root.join("usr/include")]).collect()
+    }
+
+    /// Environment for everything that is run: `PATH`, `LD_LIBRARY_PATH`, `PROTOC` and `PROTOC_INCLUDE`.
     pub(crate) fn environment(&self) -> Vec<(&'static str, OsString)> {
         let mut environment = vec![];
         if let Ok(path) = std::env::join_paths(self.folders()) {
@@ -150,14 +169,26 @@ impl Tools {
         if let Some(protoc) = self.path_of("protoc") {
             environment.push(("PROTOC", protoc.into()));
         }
+        let include = self.path_of(PROTOC_INCLUDE.program).and_then(|path| path.ancestors().nth(3));
+        if let Some(include) = include {
+            environment.push(("PROTOC_INCLUDE", include.into()));
+        }
         environment
+    }
+
+    /// Prints the environment as a shell reads it.
+    pub(crate) fn print_environment(&self) {
+        for (name, value) in self.environment() {
+            let value = value.to_string_lossy().replace('\'', r"'\''");
+            say(&format!("export {name}='{value}'\n"));
+        }
     }
 
     /// Prints what was found.
     pub(crate) fn print_table(&self) {
         for (need, path) in &self.found {
             let place = path.as_ref().map_or_else(|| "missing".to_owned(), |path| path.display().to_string());
-            say(&format!("{:10} {:60} {}\n", need.program, place, need.what_for));
+            say(&format!("{:32} {:60} {}\n", need.program, place, need.what_for));
         }
     }
 
@@ -170,7 +201,7 @@ impl Tools {
             if done.exists() {
                 continue;
             }
-            say(&format!("    {name}\n"));
+            complain(&format!("    {name}\n"));
             apt(&downloads, &["-o", "APT::Sandbox::User=root", "download", &name])?;
             let prefix = format!("{name}_");
             let file = std::fs::read_dir(&downloads)?
