@@ -11,11 +11,13 @@
 //! | [`test`] | `cargo xtask test`: layers, their minutes, the closing tally |
 //! | [`demos`] | the demo as a test |
 //! | [`matrix`] | `cargo xtask matrix`: what takes hours, and its table |
+//! | [`vm`], [`cpio`] | the tests on Debian's kernel, under emulation |
 //! | [`watch`] | runs a program with a log and a time limit |
 //! | [`skips`] | reasons for which a test may be skipped |
 //! | [`tally`] | counts what test runners print |
 
 mod build;
+mod cpio;
 mod demo;
 mod demos;
 mod matrix;
@@ -23,6 +25,7 @@ mod skips;
 mod tally;
 mod test;
 mod tools;
+mod vm;
 mod watch;
 
 use std::process::ExitCode;
@@ -37,7 +40,8 @@ Commands:
                    (`cargo xtask demo --help` lists the demo's own options)
   test             set up, build, and run the tests: crates, namespaces, one demo
   test --quick     what needs neither root nor packages
-  test --full      everything that CI runs: every demo as well
+  test --full      everything that CI runs: every demo, and another kernel under emulation
+  test LAYER..     some layers of --full: crates, suites, demos, vm
   matrix [GROUP..] every combination and long runs (demos, suites, seeds): hours; writes
                    tests/matrix/table.md
   tools            only the set-up: say what is there and get what is missing

@@ -9,7 +9,7 @@ use crate::build::TestProgram;
 use crate::tally::Tally;
 use crate::tools::{self, Tools};
 use crate::watch::watched;
-use crate::{build, demos, matrix, say, skips};
+use crate::{build, demos, matrix, say, skips, vm};
 
 /// After this long `--full` starts no further layer: CI ends a run after 90 minutes, and a run that names what
 /// is missing is worth more than one that was cut off.
@@ -43,6 +43,8 @@ enum Extent {
     Default,
     /// What CI runs.
     Full,
+    /// The layers that are named.
+    Named,
 }
 
 /// What the layers work with.
@@ -53,6 +55,7 @@ struct Run {
 }
 
 /// One layer: its name, and what it does.
+#[derive(Clone, Copy)]
 struct Layer {
     name: &'static str,
     run: fn(&mut Run) -> Result<()>,
@@ -67,13 +70,23 @@ const SUITES: Layer = Layer { name: "suites", run: |run| run.programs_of(|p| p.p
 const DEMO: Layer = Layer { name: "demo", run: |run| demos::one(&run.tools, &mut run.tally) };
 const DEMOS: Layer = Layer { name: "demos", run: |run| demos::all(&run.tools, &mut run.tally) };
 
+const VM: Layer = Layer { name: "vm", run: |run| vm::layer(&run.tools, &run.programs, &mut run.tally) };
+
+/// What CI runs, in order.
+const FULL: [Layer; 4] = [CRATES, SUITES, DEMOS, VM];
+
 /// Runs the layers that the options ask for.
 pub(crate) fn run(options: &[String]) -> Result<ExitCode> {
     let extent = match options {
         [] => Extent::Default,
         [one] if one == "--quick" => Extent::Quick,
         [one] if one == "--full" => Extent::Full,
-        _ => bail!("{:?} found, --quick, --full or nothing expected", options.join(" ")),
+        names if names.iter().all(|name| FULL.iter().any(|layer| layer.name == name)) => Extent::Named,
+        _ => bail!(
+            "{:?} found; --quick, --full, nothing, or layers expected: {}",
+            options.join(" "),
+            FULL.map(|layer| layer.name).join(", ")
+        ),
     };
     if extent != Extent::Quick && !is_root() {
         bail!("root is needed to make namespaces; without it: cargo xtask test --quick");
@@ -84,7 +97,8 @@ pub(crate) fn run(options: &[String]) -> Result<ExitCode> {
     let layers = match extent {
         Extent::Quick => vec![QUICK],
         Extent::Default => vec![CRATES, SUITES, DEMO],
-        Extent::Full => vec![CRATES, SUITES, DEMOS],
+        Extent::Full => FULL.to_vec(),
+        Extent::Named => FULL.into_iter().filter(|layer| options.iter().any(|o| o == layer.name)).collect(),
     };
     for layer in layers {
         let began = Instant::now();

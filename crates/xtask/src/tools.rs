@@ -194,31 +194,61 @@ impl Tools {
 
     /// Unpacks a package and the libraries that it needs and the machine lacks.
     fn unpack(&self, package: &str) -> Result<()> {
-        let downloads = self.root.join("packages");
-        std::fs::create_dir_all(&downloads).with_context(|| format!("create {}", downloads.display()))?;
         for name in with_libraries(package)? {
-            let done = downloads.join(format!("{name}.unpacked"));
-            if done.exists() {
-                continue;
-            }
-            complain(&format!("    {name}\n"));
-            apt(&downloads, &["-o", "APT::Sandbox::User=root", "download", &name])?;
-            let prefix = format!("{name}_");
-            let file = std::fs::read_dir(&downloads)?
-                .filter_map(|entry| Some(entry.ok()?.path()))
-                .find(|path| {
-                    path.extension().is_some_and(|ext| ext == "deb")
-                        && path.file_name().is_some_and(|f| f.to_string_lossy().starts_with(&prefix))
-                })
-                .with_context(|| format!("apt-get download {name} left no file"))?;
-            let status =
-                Command::new("dpkg").arg("-x").arg(&file).arg(&self.root).status().context("run dpkg")?;
-            if !status.success() {
-                bail!("dpkg -x {} ended with {status}", file.display());
-            }
-            std::fs::remove_file(&file)?;
-            std::fs::write(&done, "")?;
+            self.unpack_one(&name, &self.root)?;
         }
+        Ok(())
+    }
+
+    /// A package in a folder of its own, with others beside it; its libraries stand where those of all tools do. A
+    /// package that is only a name for the newest version of another one is that one.
+    pub(crate) fn unpacked(&self, package: &str, beside: &[&str]) -> Result<PathBuf> {
+        let folder = self.root.with_extension("apart").join(package);
+        if folder.join(".complete").exists() {
+            return Ok(folder);
+        }
+        complain(&format!("==> getting {package}\n"));
+        std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+        let mut needed = with_libraries(package)?;
+        let meta: Vec<String> =
+            dependencies(package)?.into_iter().filter(|name| is_version_of(name, package)).collect();
+        let own =
+            [package.to_owned()].into_iter().chain(beside.iter().map(|name| (*name).to_owned())).chain(meta);
+        for name in own {
+            needed.retain(|library| *library != name);
+            self.unpack_one(&name, &folder)?;
+        }
+        for library in needed {
+            self.unpack_one(&library, &self.root)?;
+        }
+        std::fs::write(folder.join(".complete"), "")?;
+        Ok(folder)
+    }
+
+    /// Unpacks one package into a folder, once.
+    fn unpack_one(&self, name: &str, folder: &Path) -> Result<()> {
+        let downloads = folder.join("packages");
+        std::fs::create_dir_all(&downloads).with_context(|| format!("create {}", downloads.display()))?;
+        let done = downloads.join(format!("{name}.unpacked"));
+        if done.exists() {
+            return Ok(());
+        }
+        complain(&format!("    {name}\n"));
+        apt(&downloads, &["-o", "APT::Sandbox::User=root", "download", name])?;
+        let prefix = format!("{name}_");
+        let file = std::fs::read_dir(&downloads)?
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .find(|path| {
+                path.extension().is_some_and(|ext| ext == "deb")
+                    && path.file_name().is_some_and(|f| f.to_string_lossy().starts_with(&prefix))
+            })
+            .with_context(|| format!("apt-get download {name} left no file"))?;
+        let status = Command::new("dpkg").arg("-x").arg(&file).arg(folder).status().context("run dpkg")?;
+        if !status.success() {
+            bail!("dpkg -x {} ended with {status}", file.display());
+        }
+        std::fs::remove_file(&file)?;
+        std::fs::write(&done, "")?;
         Ok(())
     }
 }
@@ -250,14 +280,7 @@ fn with_libraries(package: &str) -> Result<Vec<String>> {
     let mut next = 0;
     while let Some(name) = wanted.get(next).cloned() {
         next += 1;
-        let output = Command::new("apt-cache")
-            .args(["depends", "--no-recommends", "--no-suggests", "--no-conflicts", "--no-breaks"])
-            .args(["--no-replaces", "--no-enhances", &name])
-            .output()
-            .context("run apt-cache")?;
-        for line in String::from_utf8_lossy(&output.stdout).lines() {
-            let Some((_, dependency)) = line.split_once("Depends: ") else { continue };
-            let dependency = dependency.trim().to_owned();
+        for dependency in dependencies(&name)? {
             if dependency.starts_with("lib") && !wanted.contains(&dependency) && !is_installed(&dependency)? {
                 wanted.push(dependency);
             }
@@ -266,10 +289,52 @@ fn with_libraries(package: &str) -> Result<Vec<String>> {
     Ok(wanted)
 }
 
+/// What a package depends on directly.
+fn dependencies(package: &str) -> Result<Vec<String>> {
+    let output = Command::new("apt-cache")
+        .args(["depends", "--no-recommends", "--no-suggests", "--no-conflicts", "--no-breaks"])
+        .args(["--no-replaces", "--no-enhances", package])
+        .output()
+        .context("run apt-cache")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    Ok(text.lines().filter_map(|line| Some(line.split_once("Depends: ")?.1.trim().to_owned())).collect())
+}
+
+/// Whether `name` is `package` with a version in it: `linux-image-6.1.0-56-cloud-amd64` of
+/// `linux-image-cloud-amd64`.
+fn is_version_of(name: &str, package: &str) -> bool {
+    package.match_indices('-').any(|(at, _)| {
+        let (front, back) = package.split_at(at);
+        name.strip_prefix(front).and_then(|rest| rest.strip_suffix(back)).is_some_and(|version| {
+            version.strip_prefix('-').is_some_and(|v| v.starts_with(|c: char| c.is_ascii_digit()))
+        })
+    })
+}
+
 fn is_installed(package: &str) -> Result<bool> {
     let output = Command::new("dpkg-query")
         .args(["-W", "-f=${Status}\n", package])
         .output()
         .context("run dpkg-query")?;
     Ok(String::from_utf8_lossy(&output.stdout).lines().any(|line| line == "install ok installed"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_for_the_newest_version_is_told_from_other_dependencies() {
+        let meta = "linux-image-cloud-amd64";
+        assert!(is_version_of("linux-image-6.1.0-56-cloud-amd64", meta));
+        for other in [
+            "linux-base",
+            "linux-image-cloud-amd64",
+            "linux-image-amd64",
+            "linux-headers-6.1.0-56-cloud-amd64",
+        ] {
+            assert!(!is_version_of(other, meta), "{other}");
+        }
+        assert!(!is_version_of("libbpf1", "qemu-system-x86"));
+    }
 }
