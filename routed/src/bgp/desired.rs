@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use podway_bgp::config::{
-    Claims, ConnectMode, Export, GracefulRestart, Import, Neighbour, Role, SecondRestart, SpeakerConfig,
+    Claims, ConnectMode, Export, GracefulRestart, Import, Neighbour, NeighbourOptions, Role, SecondRestart,
+    SpeakerConfig, SpeakerOptions,
 };
 use podway_bgp::types::Families;
 use podway_model::cluster::{Backend, BgpConfig, NodeRecord, Topology};
@@ -55,6 +56,7 @@ pub(crate) fn desired_bgp(view: &ClusterView, node: &NodeName, facts: &LocalFact
         neighbours: neighbours(view, node, facts, asn),
         originated: originated(view, facts),
         own_addresses: own.clone(),
+        options: SpeakerOptions::default(),
     };
     let listen = own.into_iter().map(|address| SocketAddr::new(address, bgp.port)).collect();
     Some(Desired { config, claims: claims(view), listen })
@@ -69,6 +71,8 @@ fn graceful_restart(bgp: &BgpConfig) -> Option<GracefulRestart> {
         deferral_time: DEFERRAL.min(restart_time),
         // A daemon that is restarted twice in a row must not cut its node off.
         second_restart: SecondRestart::Keep,
+        // A dead node must be known by its hold timer as long as nobody asks its kernel.
+        notifications: false,
     })
 }
 
@@ -104,6 +108,7 @@ fn neighbours(
             families: Families::BOTH,
             import: Import::Claimed,
             export: Export::All,
+            options: NeighbourOptions::default(),
         };
         neighbours.insert(theirs, neighbour);
     }
