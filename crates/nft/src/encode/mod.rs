@@ -7,6 +7,8 @@ mod expr;
 pub mod number;
 pub mod wire;
 
+pub(crate) use element::in_network_order;
+
 use std::ops::Range;
 
 use number::{chain, elem, msg, rule, set, table};
