@@ -47,6 +47,9 @@ impl fmt::Display for Set {
         write!(f, "\t\ttype {}", key.join(" . "))?;
         match self.data {
             Some(MapData::Value(kind)) => write!(f, " : {}", type_name(kind))?,
+            Some(MapData::Pair(first, second)) => {
+                write!(f, " : {} . {}", type_name(first), type_name(second))?;
+            }
             Some(MapData::Verdict) => f.write_str(" : verdict")?,
             None => {}
         }
@@ -74,6 +77,10 @@ impl Set {
             (Some(Datum::Value(value)), Some(MapData::Value(kind))) => {
                 text.push_str(" : ");
                 text.push_str(&value_text(kind, value.as_bytes()));
+            }
+            (Some(Datum::Value(value)), Some(MapData::Pair(first, second))) => {
+                let span = Span { from: value.clone(), to: None };
+                let _ = write!(text, " : {}", span_text(&[first, second], &span));
             }
             (Some(Datum::Value(value)), _) => {
                 let _ = write!(text, " : {}", hex(value.as_bytes()));
@@ -182,7 +189,8 @@ fn implied(exprs: &[Expr]) -> Vec<usize> {
             }
             Expr::Lookup { key, .. }
             | Expr::VerdictMap { key, .. }
-            | Expr::Set { source: Source::Map { key, .. }, .. } => key,
+            | Expr::Set { source: Source::Map { key, .. }, .. }
+            | Expr::Dnat { key, .. } => key,
             _ => &[],
         };
         for field in key {
@@ -297,6 +305,7 @@ fn statement(expr: &Expr, transport: &str) -> String {
         Expr::Reject(Reject::TcpReset) => "reject with tcp reset".to_owned(),
         Expr::Masquerade { fully_random: true } => "masquerade fully-random".to_owned(),
         Expr::Masquerade { fully_random: false } => "masquerade".to_owned(),
+        Expr::Dnat { family, key, map } => format!("dnat {family} to {} map @{map}", many(key)),
         Expr::Notrack => "notrack".to_owned(),
     }
 }

@@ -160,7 +160,11 @@ pub fn set(attributes: &[u8]) -> Option<Set> {
     } else {
         match find_be32(attributes, set::DATA_TYPE)? {
             set::DATA_VERDICT => Some(MapData::Verdict),
-            kind => Some(MapData::Value(*number::key_type_of(kind)?.0.first()?)),
+            kind => Some(match number::key_type_of(kind)?.0.as_slice() {
+                [one] => MapData::Value(*one),
+                [first, second] => MapData::Pair(*first, *second),
+                _ => return None,
+            }),
         }
     };
     Some(Set {

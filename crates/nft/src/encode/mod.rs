@@ -14,7 +14,7 @@ use std::ops::Range;
 use number::{chain, elem, msg, rule, set, table};
 use wire::{Head, NFNL_SUBSYS_NFTABLES, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST, Writer};
 
-use crate::object::{BaseChain, Element, MapData, Rule, Set, SetShape, TableId};
+use crate::object::{BaseChain, Element, KeyType, MapData, Rule, Set, SetShape, TableId};
 use crate::transaction::{Op, SetId, Transaction};
 
 /// Bytes of elements in one message: the list is one attribute, whose length has sixteen bits.
@@ -231,6 +231,10 @@ fn write_set(w: &mut Writer, set: &Set, id: u32) {
     if let Some(data) = set.data {
         let (kind, len, order) = match data {
             MapData::Value(kind) => (number::data_type(kind), kind.size(), number::byte_order(&[kind])),
+            MapData::Pair(first, second) => {
+                let pair = KeyType::from([first, second]);
+                (number::key_type(&pair), pair.size(), number::byte_order(&pair.0))
+            }
             MapData::Verdict => (set::DATA_VERDICT, 0, 0),
         };
         w.be32(set::DATA_TYPE, kind);
