@@ -8,9 +8,9 @@ use std::net::Ipv4Addr;
 use podway_kern::nft::NftSocket;
 use podway_kern::ns;
 use podway_nft::{
-    BaseChain, ChainKind, CommitError, CmpOp, DataType, Datum, Element, Errno, Expr, FakeNft, Field, Hook,
-    MapData, Name, Nftables as _, Op, Policy, Priority, Reject, Rule, Set, SetId, SetShape, Span, TableDump,
-    TableFlags, TableId, Target, Transaction, Value, Verdict,
+    BaseChain, ChainKind, CmpOp, CommitError, DataType, Datum, Element, Errno, Expr, FakeNft, Family, Field,
+    Hook, MapData, Name, Nftables as _, Op, Policy, Priority, Reject, Rule, Set, SetId, SetShape, Span,
+    TableDump, TableFlags, TableId, Target, Transaction, Value, Verdict,
 };
 
 /// Transactions of one seed.
@@ -65,6 +65,7 @@ fn sets() -> Vec<Set> {
         Set::map(name("classes"), [Ipv4Addr], MapData::Value(Mark)).with_interval(),
         Set::new(name("ranges"), [Mark, InetProto, InetService]).with_interval(),
         Set { constant: true, ..Set::new(name("constant"), [InetService]) },
+        Set::map(name("targets"), [InetProto, InetService], MapData::Pair(Ipv4Addr, InetService)),
         Set::new(name("ports"), [Ipv4Addr]),
     ]
 }
@@ -84,6 +85,7 @@ fn base(random: &mut Random, name: &Name) -> Option<BaseChain> {
         0 => (ChainKind::Nat, Hook::Forward, Priority::FILTER),
         1 => (ChainKind::Nat, Hook::Postrouting, Priority::RAW),
         2 => (ChainKind::Filter, Hook::Output, Priority(7)),
+        3 | 4 if name.as_str() == "nat" => (ChainKind::Nat, Hook::Prerouting, Priority::DSTNAT),
         _ => usual,
     };
     (!random.one_in(12)).then(|| BaseChain {
@@ -111,7 +113,7 @@ fn rule(random: &mut Random) -> Rule {
     let place = [Field::IifName, Field::IpSaddr];
     let v4 = Rule::new(random.pick(&["", "a comment"])).is(Field::NfProto, podway_nft::NFPROTO_IPV4);
     let named = Name::literal;
-    let rule = match random.below(14) {
+    let rule = match random.below(16) {
         0 => v4.in_set(port, named("ports")),
         1 => v4.set_from_map(Target::CtMark, place, named("marks")),
         2 => v4.verdict_map(port, named("verdicts")),
@@ -126,6 +128,8 @@ fn rule(random: &mut Random) -> Rule {
         10 => v4.masquerade(),
         11 => v4.reject(random.pick(&[Reject::PortUnreachable, Reject::AdminProhibited])),
         12 => v4.with(Expr::Cmp { field: Field::FibSaddrIif, op: CmpOp::Eq, value: 0_u8.into() }),
+        13 => v4.dnat_from_map(Family::Ip, [Field::L4Proto, Field::ThDport], named("targets")),
+        14 => v4.dnat_from_map(Family::Ip, [Field::IpDaddr], named("classes")),
         _ => v4.within(Field::ThDport, 1_u16, 99_u16).limit(5, 9).log("x", Some(3)).counter(),
     };
     if random.one_in(3) { rule } else { rule.verdict(verdict(random)) }
@@ -142,6 +146,7 @@ fn span(random: &mut Random, set: &Set) -> Span {
             let key = |port: u16| Value::concat([mark.into(), protocol.into(), port.into()]);
             Span::range(key(from), key(to))
         }
+        ("targets", _) => Value::concat([6_u8.into(), u16::try_from(random.below(4)).unwrap().into()]).into(),
         (_, 2) => Value::concat([Value::ifname(random.pick(&["eth0", "pw1"])), ip(random.below(4))]).into(),
         (_, _) if set.interval => {
             let from = 10 * random.below(6);
@@ -156,6 +161,10 @@ fn element(random: &mut Random, set: &Set) -> Element {
     let data = match set.data {
         None => None,
         Some(MapData::Value(_)) => Some(Datum::Value(random.pick(&[1_u32, 2]).into())),
+        Some(MapData::Pair(..)) => {
+            let port = u16::try_from(random.below(2)).unwrap();
+            Some(Datum::Value(Value::concat([Ipv4Addr::new(10, 0, 0, 1).into(), port.into()])))
+        }
         Some(MapData::Verdict) => Some(Datum::Verdict(verdict(random))),
     };
     Element { span: span(random, set), data }

@@ -15,12 +15,15 @@
 mod packet;
 
 use std::fmt;
+use std::net::IpAddr;
 
 use crate::encode::in_network_order;
 use crate::expr::{CmpOp, Expr, Field, Log, NFPROTO_IPV4, NFPROTO_IPV6, Reject, Source, Target, Verdict};
 use crate::expr::{ct_state, ct_status};
 use crate::name::Name;
-use crate::object::{Chain, ChainKind, Datum, Family, Hook, Policy, Set, SetShape, Span, TableId, TableState};
+use crate::object::{
+    Chain, ChainKind, Datum, Family, Hook, Policy, Set, SetShape, Span, TableId, TableState,
+};
 use crate::value::{DataType, Value};
 
 pub use packet::{Connection, Device, Entry, Nowhere, Packet, Surroundings};
@@ -65,6 +68,13 @@ pub enum Translation {
     Masquerade {
         /// Whether its port is chosen by chance.
         fully_random: bool,
+    },
+    /// Its packets go elsewhere.
+    Destination {
+        /// Where to.
+        address: IpAddr,
+        /// To which port.
+        port: u16,
     },
 }
 
@@ -253,8 +263,7 @@ impl Walk<'_> {
     /// Whether nat chains are asked: a first packet whose translation is not decided yet.
     fn is_to_be_translated(&self) -> bool {
         let first = |entry: &Entry| {
-            entry.status & ct_status::CONFIRMED == 0
-                && entry.state & (ct_state::NEW | ct_state::RELATED) != 0
+            entry.status & ct_status::CONFIRMED == 0 && entry.state & (ct_state::NEW | ct_state::RELATED) != 0
         };
         self.out.translation.is_none() && self.out.packet.connection.entry().is_some_and(first)
     }
@@ -351,6 +360,14 @@ impl Walk<'_> {
                 self.out.translation = Some(Translation::Masquerade { fully_random: *fully_random });
                 Step::Fate(Fate::Accept)
             }
+            Expr::Dnat { key, map, .. } => {
+                let Some(key) = self.key(here, key)? else { return Ok(Step::Break) };
+                let set = here.table.set(map).ok_or_else(|| here.missing(map))?;
+                let Some(data) = lookup(set, &key) else { return Ok(Step::Break) };
+                let wrong = || EvalError::Data { place: here.place(), name: map.clone() };
+                self.out.translation = Some(destination(data).ok_or_else(wrong)?);
+                Step::Fate(Fate::Accept)
+            }
             Expr::Notrack => {
                 // Nothing but a packet whose connection was not looked up yet can be taken out.
                 if self.at <= CONNTRACK {
@@ -424,7 +441,7 @@ impl Walk<'_> {
         let name = |device: &Option<Device>| Value::ifname(device.as_ref().map_or("", |d| &d.name));
         let index = |device: &Option<Device>| Value::from(device.as_ref().map_or(0, |d| d.index));
         let group = |device: &Option<Device>| device.as_ref().map(|d| Value::from(d.group));
-        let bytes = |range: std::ops::Range<usize>| packet.transport.get(range).map(|bytes| Value::from_bytes(bytes));
+        let bytes = |range: std::ops::Range<usize>| packet.transport.get(range).map(Value::from_bytes);
         Ok(match field {
             Field::Iif => Some(index(&packet.input)),
             Field::Oif => Some(index(&packet.output)),
@@ -457,6 +474,19 @@ impl Walk<'_> {
             Field::FibDaddrType => Some(self.surroundings.address_type(packet.destination).into()),
         })
     }
+}
+
+/// The address and port that an element holds.
+fn destination(data: Option<&Datum>) -> Option<Translation> {
+    let Some(Datum::Value(value)) = data else { return None };
+    let bytes = value.as_bytes();
+    // Parts are padded to four bytes.
+    let (address, rest): (IpAddr, &[u8]) = match bytes.len() {
+        8 => (bytes.first_chunk::<4>().map(|b| (*b).into())?, bytes.get(4..)?),
+        20 => (bytes.first_chunk::<16>().map(|b| (*b).into())?, bytes.get(16..)?),
+        _ => return None,
+    };
+    Some(Translation::Destination { address, port: rest.first_chunk::<2>().map(|b| u16::from_be_bytes(*b))? })
 }
 
 fn matched(yes: bool, op: CmpOp) -> Step {

@@ -63,7 +63,9 @@ fn verdicts_go_where_the_kernel_goes() {
 #[test]
 fn chains_are_asked_by_priority_until_one_ends_it() {
     let log = |priority: i32, text: &str, end: Rule| {
-        filter(Hook::Forward, Priority(priority), Policy::Accept).rule(Rule::new("").log(text, None)).rule(end)
+        filter(Hook::Forward, Priority(priority), Policy::Accept)
+            .rule(Rule::new("").log(text, None))
+            .rule(end)
     };
     let names = |tables: &[TableState]| -> Vec<String> {
         let walked = eval(tables, Hook::Forward, udp(), &Nowhere).unwrap();
@@ -180,9 +182,8 @@ fn the_guard_lets_pods_send_what_is_theirs() {
         }
     }
     let state = guard(&["10.9.0.0/16".parse().unwrap()]);
-    let passes = |packet: Packet| {
-        eval([&state], Hook::Prerouting, packet, &Routes).unwrap().fate == Fate::Accept
-    };
+    let passes =
+        |packet: Packet| eval([&state], Hook::Prerouting, packet, &Routes).unwrap().fate == Fate::Accept;
     let v4 = |from: &str, to: &str| {
         let packet = Packet::new(ip(from), ip(to), 17, Packet::ports(1, 2));
         Packet { input: device("pw1", 112), ..packet }

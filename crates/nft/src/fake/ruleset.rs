@@ -331,6 +331,11 @@ impl Table {
             {
                 Ok(())
             }
+            (Some(Datum::Value(value)), Some(MapData::Pair(first, second)))
+                if value.as_bytes().len() == first.padded() + second.padded() =>
+            {
+                Ok(())
+            }
             (Some(Datum::Verdict(verdict)), Some(MapData::Verdict)) => self.check_verdict(verdict),
             _ => Err(Errno::INVAL),
         }
@@ -369,10 +374,16 @@ impl Table {
             Expr::Lookup { key, set, .. } => self.check_key(key, set).map(|_| ()),
             Expr::VerdictMap { key, map } => match self.check_key(key, map)? {
                 Some(MapData::Verdict) => Ok(()),
-                Some(MapData::Value(_)) | None => Err(Errno::INVAL),
+                Some(MapData::Value(_) | MapData::Pair(..)) | None => Err(Errno::INVAL),
             },
             Expr::Set { target, source: Source::Map { key, map } } => match self.check_key(key, map)? {
                 Some(MapData::Value(kind)) if kind.padded() >= size_of(*target) => Ok(()),
+                Some(MapData::Pair(..)) => Ok(()),
+                Some(MapData::Value(_)) => Err(Errno::NODATA),
+                Some(MapData::Verdict) | None => Err(Errno::INVAL),
+            },
+            Expr::Dnat { key, map, .. } => match self.check_key(key, map)? {
+                Some(MapData::Pair(..)) => Ok(()),
                 Some(MapData::Value(_)) => Err(Errno::NODATA),
                 Some(MapData::Verdict) | None => Err(Errno::INVAL),
             },
@@ -401,7 +412,9 @@ pub(super) fn target(verdict: &Verdict) -> Option<&Name> {
 fn set_of(expr: &Expr) -> Option<&Name> {
     match expr {
         Expr::Lookup { set, .. } => Some(set),
-        Expr::VerdictMap { map, .. } | Expr::Set { source: Source::Map { map, .. }, .. } => Some(map),
+        Expr::VerdictMap { map, .. }
+        | Expr::Dnat { map, .. }
+        | Expr::Set { source: Source::Map { map, .. }, .. } => Some(map),
         _ => None,
     }
 }

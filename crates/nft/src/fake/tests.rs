@@ -120,7 +120,11 @@ fn what_the_kernel_refuses_is_refused_whole() {
         (Op::DeleteSet { table: TABLE, name: PORTS }, Errno::BUSY, "a set in use"),
         (Op::DeleteChain { table: TABLE, name: LEAF }, Errno::BUSY, "a chain that an element leads to"),
         (Op::AddSet { table: TABLE, set: other_type }, Errno::EXIST, "another type"),
-        (Op::AddChain { table: TABLE, name: LEAF, base }, Errno::OPNOTSUPP, "a base chain of one that is none"),
+        (
+            Op::AddChain { table: TABLE, name: LEAF, base },
+            Errno::OPNOTSUPP,
+            "a base chain of one that is none",
+        ),
         (Op::FlushChain { table: TABLE, name: nowhere.clone() }, Errno::NOENT, "a missing chain"),
         (Op::DeleteTable(TableId::inet(nowhere)), Errno::NOENT, "a missing table"),
     ];

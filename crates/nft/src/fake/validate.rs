@@ -61,14 +61,17 @@ fn walk(table: &Table, base: &BaseChain, chain: &HeldChain, depth: usize) -> Res
 /// Whether a statement works in a base chain like this.
 fn works_at(expr: &Expr, base: &BaseChain) -> Result<(), Errno> {
     let asks_for = |field: Field| match expr {
-        Expr::Cmp { field: found, .. } | Expr::Range { field: found, .. } | Expr::Masked { field: found, .. } => {
-            *found == field
-        }
+        Expr::Cmp { field: found, .. }
+        | Expr::Range { field: found, .. }
+        | Expr::Masked { field: found, .. } => *found == field,
         Expr::Lookup { key, .. } | Expr::VerdictMap { key, .. } => key.contains(&field),
         _ => false,
     };
     let fits = match expr {
         Expr::Masquerade { .. } => base.kind == ChainKind::Nat && base.hook == Hook::Postrouting,
+        Expr::Dnat { .. } => {
+            base.kind == ChainKind::Nat && matches!(base.hook, Hook::Prerouting | Hook::Output)
+        }
         Expr::Reject(_) => base.hook != Hook::Postrouting,
         _ if asks_for(Field::FibSaddrIif) => !matches!(base.hook, Hook::Output | Hook::Postrouting),
         _ => true,
