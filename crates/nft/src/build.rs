@@ -13,7 +13,7 @@ use ipnet::IpNet;
 
 use crate::expr::{CmpOp, Expr, Field, Log, Reject, Source, Target, Verdict};
 use crate::name::Name;
-use crate::object::{BaseChain, COMMENT_MAX, Chain, ChainKind, Hook, Policy, Priority, Rule, Span};
+use crate::object::{BaseChain, COMMENT_MAX, Chain, ChainKind, Family, Hook, Policy, Priority, Rule, Span};
 use crate::value::Value;
 
 impl Chain {
@@ -151,6 +151,11 @@ impl Rule {
     /// `masquerade fully-random`.
     pub fn masquerade(self) -> Self {
         self.with(Expr::Masquerade { fully_random: true })
+    }
+
+    /// `dnat FAMILY to FIELD . FIELD map @MAP`.
+    pub fn dnat_from_map(self, family: Family, key: impl Into<Vec<Field>>, map: Name) -> Self {
+        self.with(Expr::Dnat { family, key: key.into(), map })
     }
 
     /// `notrack`.

@@ -2,6 +2,7 @@
 //! register operations that `nft` itself would send, the evaluator walks it as it is.
 
 use crate::name::Name;
+use crate::object::Family;
 use crate::value::{DataType, Value};
 
 /// Something that a packet, its connection or the routing table can be asked for.
@@ -305,6 +306,16 @@ pub enum Expr {
         /// `fully-random`: the source port is chosen by chance, so that two packets racing for one cannot
         /// collide (`NF_NAT_RANGE_PROTO_RANDOM_FULLY`).
         fully_random: bool,
+    },
+    /// `dnat FAMILY to FIELD . FIELD map @MAP`: nat chains at prerouting and output only. No element for the key:
+    /// the rule ends here, without effect.
+    Dnat {
+        /// Family of the new destination: [`Family::Ip`] or [`Family::Ip6`]; the rule must have asked for it.
+        family: Family,
+        /// Fields that make the key.
+        key: Vec<Field>,
+        /// A map with an address and a port ([`crate::MapData::Pair`]).
+        map: Name,
     },
     /// `notrack`: raw chains only.
     Notrack,

@@ -167,6 +167,8 @@ impl<const N: usize> From<[DataType; N]> for KeyType {
 pub enum MapData {
     /// A value.
     Value(DataType),
+    /// Two values, each padded to four bytes: what `dnat` takes from a map, an address and a port.
+    Pair(DataType, DataType),
     /// A verdict.
     Verdict,
 }

@@ -47,6 +47,9 @@ impl fmt::Display for Set {
         write!(f, "\t\ttype {}", key.join(" . "))?;
         match self.data {
             Some(MapData::Value(kind)) => write!(f, " : {}", type_name(kind))?,
+            Some(MapData::Pair(first, second)) => {
+                write!(f, " : {} . {}", type_name(first), type_name(second))?;
+            }
             Some(MapData::Verdict) => f.write_str(" : verdict")?,
             None => {}
         }
@@ -74,6 +77,10 @@ impl Set {
             (Some(Datum::Value(value)), Some(MapData::Value(kind))) => {
                 text.push_str(" : ");
                 text.push_str(&value_text(kind, value.as_bytes()));
+            }
+            (Some(Datum::Value(value)), Some(MapData::Pair(first, second))) => {
+                let span = Span { from: value.clone(), to: None };
+                let _ = write!(text, " : {}", span_text(&[first, second], &span));
             }
             (Some(Datum::Value(value)), _) => {
                 let _ = write!(text, " : {}", hex(value.as_bytes()));
@@ -182,7 +189,8 @@ fn implied(exprs: &[Expr]) -> Vec<usize> {
             }
             Expr::Lookup { key, .. }
             | Expr::VerdictMap { key, .. }
-            | Expr::Set { source: Source::Map { key, .. }, .. } => key,
+            | Expr::Set { source: Source::Map { key, .. }, .. }
+            | Expr::Dnat { key, .. } => key,
             _ => &[],
         };
         for field in key {
@@ -258,8 +266,14 @@ fn statement(expr: &Expr, transport: &str) -> String {
         }
         Expr::Range { field, op, from, to } => {
             let kind = field.data_type();
-            let (from, to) = (value_text(kind, from.as_bytes()), value_text(kind, to.as_bytes()));
-            format!("{} {}{from}-{to}", one(field), not(op))
+            // nft has no names for the ends of a range.
+            let end = |value: &Value| match (kind, value.as_bytes()) {
+                (DataType::IcmpType | DataType::Icmpv6Type | DataType::InetProto, [number]) => {
+                    number.to_string()
+                }
+                (_, bytes) => value_text(kind, bytes),
+            };
+            format!("{} {}{}-{}", one(field), not(op), end(from), end(to))
         }
         Expr::Masked { field, mask, op, value } => masked(&one(field), *field, mask, *op, value),
         Expr::Lookup { key, op, set } => format!("{} {}@{set}", many(key), not(op)),
@@ -297,6 +311,7 @@ fn statement(expr: &Expr, transport: &str) -> String {
         Expr::Reject(Reject::TcpReset) => "reject with tcp reset".to_owned(),
         Expr::Masquerade { fully_random: true } => "masquerade fully-random".to_owned(),
         Expr::Masquerade { fully_random: false } => "masquerade".to_owned(),
+        Expr::Dnat { family, key, map } => format!("dnat {family} to {} map @{map}", many(key)),
         Expr::Notrack => "notrack".to_owned(),
     }
 }
@@ -319,14 +334,21 @@ fn masked(word: &str, field: Field, mask: &Value, op: CmpOp, value: &Value) -> S
     }
 }
 
-/// `FIELD & mask ^ xor` as nft simplifies it.
+/// `FIELD & mask ^ xor` as nft takes it apart: bits that are kept, flipped and set.
 fn bits(word: &str, mask: u32, xor: u32) -> String {
-    match (mask, xor) {
-        (mask, 0) => format!("{word} & 0x{mask:08x}"),
-        (mask, xor) if mask == !xor => format!("{word} | 0x{xor:08x}"),
-        (u32::MAX, xor) => format!("{word} ^ 0x{xor:08x}"),
-        (mask, xor) => format!("{word} & 0x{mask:08x} ^ 0x{xor:08x}"),
+    let (flipped, set) = (xor & mask, xor & !mask);
+    let kept = mask | set;
+    let mut text = word.to_owned();
+    if kept != u32::MAX || xor == 0 {
+        let _ = write!(text, " & 0x{kept:08x}");
     }
+    if flipped != 0 {
+        let _ = write!(text, " ^ 0x{flipped:08x}");
+    }
+    if set != 0 {
+        let _ = write!(text, " | 0x{set:08x}");
+    }
+    text
 }
 
 fn field_text(field: Field, transport: &str) -> String {

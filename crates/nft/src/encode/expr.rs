@@ -4,6 +4,7 @@ use super::number::{self, LIST_ELEM, Load, data};
 use super::wire::Writer;
 use crate::expr::{CmpOp, Expr, Field, Log, Reject, Source, Target, Verdict};
 use crate::name::Name;
+use crate::object::Family;
 use crate::value::Value;
 
 /// `NFT_REG_VERDICT`.
@@ -33,7 +34,13 @@ pub(super) fn write(w: &mut Writer, expr: &Expr, ids: SetIds<'_>) {
     match expr {
         Expr::Cmp { field, op, value } => {
             load(w, *field, 0);
-            cmp(w, cmp_number(*op), value.as_bytes());
+            match (field, value.as_bytes()) {
+                // One byte, but nft compares the whole register, and lists anything else as a prefix.
+                (Field::FibSaddrIif, [present]) => {
+                    cmp(w, cmp_number(*op), &u32::from(*present).to_ne_bytes());
+                }
+                (_, bytes) => cmp(w, cmp_number(*op), bytes),
+            }
         }
         Expr::Range { field, op, from, to } => {
             load(w, *field, 0);
@@ -110,6 +117,18 @@ pub(super) fn write(w: &mut Writer, expr: &Expr, ids: SetIds<'_>) {
                 w.be32(1, 0x10);
             }
         }),
+        Expr::Dnat { family, key, map } => {
+            load_key(w, key, map, ids);
+            map_lookup(w, map.as_str(), REG_1, ids);
+            // The port stands behind the address, which takes one word or four.
+            let port = register(if *family == Family::Ip6 { 4 } else { 1 });
+            one(w, "nat", |w| {
+                w.be32(1, 1);
+                w.be32(2, u32::from(number::family(*family)));
+                w.be32(3, REG_1);
+                w.be32(5, port);
+            });
+        }
         Expr::Notrack => w.nest(LIST_ELEM, |w| w.text(1, "notrack")),
     }
 }

@@ -1,5 +1,5 @@
-//! Transactions to netlink messages, byte for byte what `nft` 1.0.6 sends (`tests/golden.rs` holds them against
-//! captures), and dumps back to objects.
+//! Transactions to netlink messages, attribute for attribute what `nft` 1.0.6 makes of the text form
+//! (`podway_kern`'s `tests/nft_golden.rs` compares what the kernel then holds), and dumps back to objects.
 
 pub mod decode;
 mod element;
@@ -7,12 +7,14 @@ mod expr;
 pub mod number;
 pub mod wire;
 
+pub(crate) use element::in_network_order;
+
 use std::ops::Range;
 
 use number::{chain, elem, msg, rule, set, table};
 use wire::{Head, NFNL_SUBSYS_NFTABLES, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REQUEST, Writer};
 
-use crate::object::{BaseChain, Element, MapData, Rule, Set, SetShape, TableId};
+use crate::object::{BaseChain, Element, KeyType, MapData, Rule, Set, SetShape, TableId};
 use crate::transaction::{Op, SetId, Transaction};
 
 /// Bytes of elements in one message: the list is one attribute, whose length has sixteen bits.
@@ -229,6 +231,10 @@ fn write_set(w: &mut Writer, set: &Set, id: u32) {
     if let Some(data) = set.data {
         let (kind, len, order) = match data {
             MapData::Value(kind) => (number::data_type(kind), kind.size(), number::byte_order(&[kind])),
+            MapData::Pair(first, second) => {
+                let pair = KeyType::from([first, second]);
+                (number::key_type(&pair), pair.size(), number::byte_order(&pair.0))
+            }
             MapData::Verdict => (set::DATA_VERDICT, 0, 0),
         };
         w.be32(set::DATA_TYPE, kind);

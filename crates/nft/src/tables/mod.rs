@@ -1,10 +1,14 @@
-//! The two tables whose rules never change: the guard in front of pods and the masquerade behind them.
+//! The tables whose rules never change: the guard in front of pods, the masquerade behind them, and host ports.
 
 mod guard;
 mod masquerade;
+mod ports;
 
 pub use guard::{ALLOWED4, ALLOWED6, guard};
 pub use masquerade::{HAIRPIN4, HAIRPIN6, Masquerade, masquerade};
+pub use ports::{
+    close_found, close_ports, describe_port, missing_ports, open_ports, pods_behind, ports, ports_id,
+};
 
 use ipnet::IpNet;
 
