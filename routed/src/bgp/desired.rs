@@ -124,8 +124,10 @@ fn session_addresses(facts: &LocalFacts, record: &NodeRecord) -> Option<(IpAddr,
 
 /// Own confirmed blocks, each by way of our address of its family.
 fn originated(view: &ClusterView, facts: &LocalFacts) -> BTreeMap<IpNet, IpAddr> {
-    let active = view.own_blocks.iter().filter(|block| block.state == OwnBlockState::Active);
-    active.filter_map(|block| Some((block.cidr, address_like(facts, &block.cidr)?))).collect()
+    // Pods live in a draining block as in an active one.
+    let is_ours = |state| matches!(state, OwnBlockState::Active | OwnBlockState::Draining);
+    let ours = view.own_blocks.iter().filter(|block| is_ours(block.state));
+    ours.filter_map(|block| Some((block.cidr, address_like(facts, &block.cidr)?))).collect()
 }
 
 fn address_like(facts: &LocalFacts, prefix: &IpNet) -> Option<IpAddr> {
@@ -229,6 +231,7 @@ mod tests {
             block("10.244.2.0/26", OwnBlockState::Active),
             block("10.244.2.64/26", OwnBlockState::Pending),
             block("10.244.2.128/26", OwnBlockState::Stranded),
+            block("10.244.2.192/26", OwnBlockState::Draining),
             block("fd10::200/122", OwnBlockState::Active),
         ];
         view
@@ -283,7 +286,9 @@ mod tests {
         let desired = desired_bgp(&view(Topology::Mesh), &name("n2"), &facts()).unwrap();
         let originated: Vec<String> =
             desired.config.originated.iter().map(|(prefix, hop)| format!("{prefix} via {hop}")).collect();
-        assert_eq!(originated, ["10.244.2.0/26 via 10.0.0.2", "fd10::200/122 via fd00::2"]);
+        let expected =
+            ["10.244.2.0/26 via 10.0.0.2", "10.244.2.192/26 via 10.0.0.2", "fd10::200/122 via fd00::2"];
+        assert_eq!(originated, expected);
         let claims: Vec<String> =
             desired.claims.iter().map(|(prefix, hops)| format!("{prefix} {hops:?}")).collect();
         // n3 has no IPv6 address to send its IPv6 block to; n9 has no record.
