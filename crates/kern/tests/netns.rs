@@ -7,7 +7,7 @@ use std::os::fd::AsFd as _;
 use std::process::Command;
 
 use ipnet::IpNet;
-use podway_kern::conntrack::Conntrack;
+use podway_kern::conntrack::{Conntrack, Destination};
 use podway_kern::monitor::{Change, Event, Monitor};
 use podway_kern::ns::{self, NetNs, OnParentDeath};
 use podway_kern::rtnl::{
@@ -209,6 +209,7 @@ fn what_is_programmed_reads_back_equal() {
             Route { metric: u32::MAX - 1, ..Route::blackhole(net("fd00:244::/122"), PROTOCOL) },
             Route { interface: Some(index), scope_link: true, ..Route::to(net("10.244.0.5/32"), PROTOCOL) },
             Route { interface: Some(index), ..Route::to(net("fd00:244::5/128"), PROTOCOL) },
+            Route { kind: RouteKind::Local, interface: Some(index), ..Route::to(net("::1/128"), PROTOCOL) },
             Route {
                 interface: Some(index),
                 gateway: Some(ip("198.51.100.1")),
@@ -324,6 +325,14 @@ fn connection_tracking_entries_go_by_address() {
         assert_eq!(conntrack.list(&others).unwrap().len(), 2);
         assert_eq!(conntrack.delete(&others).unwrap(), 2);
         assert_eq!(conntrack.delete(&others).unwrap(), 0);
+        // By where the first packet went.
+        send("127.0.0.1", "127.0.0.2");
+        send("::1", "::1");
+        let to = |address: &str, port| Destination { address: ip(address), protocol: 17, port };
+        assert_eq!(conntrack.delete_to(|found| *found == to("127.0.0.2", 10)).unwrap(), 0);
+        assert_eq!(conntrack.delete_to(|found| *found == to("127.0.0.2", 9)).unwrap(), 1);
+        assert_eq!(conntrack.delete_to(|found| *found == to("::1", 9)).unwrap(), 1);
+        assert_eq!(conntrack.delete_to(|_| true).unwrap(), 0);
     });
 }
 
