@@ -6,7 +6,7 @@
 //!  3 lease     the addresses are ours from here on, and clean before the link goes up
 //!  4 record    the daemons know the pod before its link exists
 //!  5 link      the pair, the pod's end in its namespace; group, alias, addresses, neighbours
-//!  6 up        sysctls, then both ends up, routes
+//!  6 up        sysctls, then both ends up, routes, host ports
 //!  7 policy    the agent's acknowledgement; up to here the fence keeps the pod closed
 //! ```
 //!
@@ -37,6 +37,7 @@ use crate::conf::{AddConf, Network};
 use crate::env::Target;
 use crate::error::{CniError, Code};
 use crate::node::Node;
+use crate::plugins::ports;
 use crate::policy::{self, Acknowledgement};
 use crate::tables::Tables;
 use crate::wiring::Wiring;
@@ -63,7 +64,9 @@ pub fn add(network: &Network, target: &Target) -> Result<Value, CniError> {
     let mut rtnl = Rtnl::open()?;
     let grant = lease(&node, &mut rtnl, network, &conf, target)?;
     let wiring = Wiring::new(&target.attachment, mtu, grant.lease.ips().collect());
-    let made = wire(&node, &mut rtnl, network, target, &netns, &wiring, &grant, &file);
+    let mut record = record(&node, network, target, &wiring);
+    record.host_ports = conf.host_ports;
+    let made = wire(&node, &mut rtnl, &record, target, &netns, &wiring, &grant, &file);
     if let Err(error) = made {
         return Err(match teardown::detach(&node, &mut rtnl, &network.name, &target.attachment) {
             Ok(_) => error,
@@ -131,15 +134,18 @@ fn lease(
 fn wire(
     node: &Node,
     rtnl: &mut Rtnl,
-    network: &Network,
+    record: &EndpointRecord,
     target: &Target,
     netns: &NetNs,
     wiring: &Wiring,
     grant: &Grant,
     file: &NodeFile,
 ) -> Result<(), CniError> {
-    let record = record(node, network, target, wiring);
-    node.records().write(&record)?;
+    if record.host_ports.is_empty() {
+        node.records().write(record)?;
+    } else {
+        ports::reserve(node, record)?;
+    }
     let link = make_pair(rtnl, netns, target, wiring)?;
     let peer = link.link.ok_or_else(|| {
         CniError::new(Code::Kernel, format!("{}: the kernel does not name its peer", wiring.host_name))
@@ -148,15 +154,20 @@ fn wire(
         let dirty: BTreeSet<IpAddr> = grant.dirty.iter().copied().collect();
         Conntrack::open()?.delete(&dirty)?;
     }
-    for (sysctl, value) in wiring.host_sysctls() {
+    for (sysctl, value) in wiring.host_sysctls().into_iter().chain(ports::sysctls(record)) {
         netns::write_sysctl(&sysctl, value)?;
     }
     netns.run(|| bring_pod_up(wiring, peer))??;
-    rtnl.run_all(&wiring.host_requests(link.index))?;
+    let mut requests = wiring.host_requests(link.index);
+    requests.extend(ports::routes(record, link.index).into_iter().map(Request::ReplaceRoute));
+    rtnl.run_all(&requests)?;
     wait_for_carrier(rtnl, &link)?;
+    if !record.host_ports.is_empty() {
+        ports::open(node, rtnl, record)?;
+    }
     if file.policy == PolicyMode::Required
         && let Acknowledgement::Missing(reason) =
-            policy::announce(node.policy_socket(), &record, policy::PATIENCE)
+            policy::announce(node.policy_socket(), record, policy::PATIENCE)
         && file.policy_timeout == PolicyTimeout::Undo
     {
         return Err(policy::refused(&reason));

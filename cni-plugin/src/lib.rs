@@ -11,6 +11,7 @@
 //! | [`add`], [`check`], [`gc`], [`status`] | the verbs; DEL is [`teardown::detach`] |
 //! | [`teardown`] | takes an attachment apart: DEL, GC, undoing an ADD |
 //! | [`record`], [`node`], [`netns`], [`tables`] | the node's state, one door each |
+//! | [`plugins`] | what other networks chain plugins for, built in |
 //! | [`policy`] | the fence: waiting for the policy agent |
 //!
 //! The plugin answers with exactly one JSON text on standard output, or none where the verb has no result, and
@@ -24,6 +25,7 @@ pub mod error;
 pub mod gc;
 pub mod netns;
 pub mod node;
+pub mod plugins;
 pub mod policy;
 pub mod record;
 pub mod result;
