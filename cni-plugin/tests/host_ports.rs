@@ -70,6 +70,27 @@ fn host_ports_lead_to_the_pod_from_everywhere() {
 }
 
 #[test]
+fn several_pods_are_reached_by_loopback() {
+    on_a_node("several_pods_are_reached_by_loopback", |node| {
+        let [a, b, c] = ["a", "b", "c"].map(|name| node.pod(name, udp_to_80(u16::from(name.as_bytes()[0]))));
+        let reached = |name: &str| {
+            let kind = Kind::Udp(u16::from(name.as_bytes()[0]));
+            LOOPBACK.map(|to| answer(node.place.net(), to, kind).map(|(name, _)| name))
+        };
+        for (pod, name) in [(&a, "a"), (&b, "b"), (&c, "c")] {
+            node.check(pod).unwrap();
+            assert_eq!(reached(name), [Some(name.to_owned()), Some(name.to_owned())]);
+        }
+        node.del(&b.sandbox.attachment);
+        for (pod, name) in [(&a, "a"), (&c, "c")] {
+            node.check(pod).unwrap();
+            assert_eq!(reached(name), [Some(name.to_owned()), Some(name.to_owned())]);
+        }
+        assert!(LOOPBACK.iter().all(|to| closed(node.place.net(), *to, Kind::Udp(u16::from(b'b')))));
+    });
+}
+
+#[test]
 fn a_host_port_is_open_on_the_address_that_was_asked_for_only() {
     on_a_node("a_host_port_is_open_on_the_address_that_was_asked_for_only", |node| {
         let [v4, v6] = node.addresses;
@@ -364,7 +385,9 @@ fn check_sees_host_ports_that_are_gone() {
             ),
             (
                 format!("ip -6 route del local ::1 dev {host} table local"),
-                format!("ip -6 route add local ::1 dev {host} table local proto 113"),
+                format!(
+                    "ip -6 route add local ::1 dev {host} table local proto 113 metric $(ip -o link show {host} | cut -d: -f1)"
+                ),
                 "route local ::1/128".to_owned(),
             ),
             ("nft flush chain inet podway-ports output".to_owned(), String::new(), "chain output".to_owned()),

@@ -162,7 +162,7 @@ pub fn open(node: &Node, rtnl: &mut Rtnl, record: &EndpointRecord) -> Result<(),
         match socket.commit(&tables::open_ports(record)) {
             // There is no table yet, or somebody flushed it, or an element stands in the way that belongs to nobody's
             // record: the table is made of what the records say.
-            Err(error) if matches!(error.errno(), Some(Errno::NOENT | Errno::EXIST)) => {
+            Err(error) if matches!(error.errno(), Some(Errno::NOENT | Errno::EXIST | Errno::BUSY)) => {
                 let (records, _) = node.records().list()?;
                 let of_boot = records.iter().filter(|other| other.boot_id == record.boot_id);
                 commit(&mut socket, &Transaction::replace(&tables::ports(of_boot)))?;
@@ -282,15 +282,16 @@ pub fn differences(
 
 /// Sysctls of the node's end that loopback host ports need.
 pub fn sysctls(record: &EndpointRecord) -> Vec<(Sysctl, &'static str)> {
-    if !serves_loopback(record, true) {
+    if !tables::serves_loopback(record, true) {
         return Vec::new();
     }
     vec![(Sysctl::conf(Family::V4, record.host_ifname.as_str(), "route_localnet"), "1")]
 }
 
-/// Routes of the node that loopback host ports need. `index`: of the node's end.
+/// Routes of the node that loopback host ports need. `index`: of the node's end, and the metric, so that each pod's
+/// is another route to the kernel.
 pub fn routes(record: &EndpointRecord, index: u32) -> Vec<Route> {
-    if !serves_loopback(record, false) {
+    if !tables::serves_loopback(record, false) {
         return Vec::new();
     }
     let loopback = IpNet::from(IpAddr::from(Ipv6Addr::LOCALHOST));
@@ -298,16 +299,9 @@ pub fn routes(record: &EndpointRecord, index: u32) -> Vec<Route> {
         kind: RouteKind::Local,
         table: TABLE_LOCAL,
         interface: Some(index),
+        metric: index,
         ..Route::to(loopback, POD_ROUTE_PROTOCOL)
     }]
-}
-
-/// Whether the node's loopback addresses of a family lead to the pod.
-fn serves_loopback(record: &EndpointRecord, v4: bool) -> bool {
-    record.host_ports.iter().any(|port| {
-        let own = port.host_ip.is_none_or(|ip| ip.is_unspecified() || ip.is_loopback());
-        own && tables::pods_behind(port, record).any(|pod| pod.is_ipv4() == v4)
-    })
 }
 
 fn connect() -> Result<NftSocket, CniError> {
