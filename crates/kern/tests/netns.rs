@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, UdpSocket};
 use std::os::fd::AsFd as _;
 use std::process::Command;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use podway_kern::conntrack::{Conntrack, Destination};
@@ -15,6 +16,7 @@ use podway_kern::rtnl::{
     TABLE_MAIN, VethEnd, VxlanSpec,
 };
 use podway_kern::sysctl::{Family, Sysctl};
+use podway_kern::tc::{Tbf, Tc, TcRequest};
 use podway_kern::{Errno, KernelError};
 use podway_model::ids::MacAddr;
 
@@ -333,6 +335,36 @@ fn connection_tracking_entries_go_by_address() {
         assert_eq!(conntrack.delete_to(|found| *found == to("127.0.0.2", 9)).unwrap(), 1);
         assert_eq!(conntrack.delete_to(|found| *found == to("::1", 9)).unwrap(), 1);
         assert_eq!(conntrack.delete_to(|_| true).unwrap(), 0);
+    });
+}
+
+#[test]
+fn rates_and_redirections_read_back_equal() {
+    in_fresh_netns("rates_and_redirections_read_back_equal", || {
+        let mut rtnl = Rtnl::open().unwrap();
+        let index = uplink(&mut rtnl);
+        rtnl.run_all(&[Request::AddIfb { name: "block".to_owned(), mtu: 1400 }, up("block")]).unwrap();
+        let block = rtnl.link("block").unwrap().unwrap();
+        assert_eq!((block.kind.as_deref(), block.mtu, block.up), (Some("ifb"), 1400, true));
+        let mut tc = Tc::open().unwrap();
+        assert_eq!((tc.root(index).unwrap(), tc.redirect(index).unwrap()), (None, None));
+        let slow = Tbf::new(125_000, 20_000, Duration::from_millis(25));
+        let fast = Tbf::new(10_000_000_000, 2_000_000_000, Duration::from_millis(25));
+        tc.run_all(&[
+            TcRequest::ReplaceRoot(index, slow),
+            TcRequest::AddIngress(index),
+            TcRequest::AddRedirect(index, block.index),
+            TcRequest::ReplaceRoot(block.index, fast),
+        ])
+        .unwrap();
+        assert_eq!((tc.root(index).unwrap(), tc.redirect(index).unwrap()), (Some(slow), Some(block.index)));
+        assert_eq!(tc.root(block.index).unwrap(), Some(fast));
+        let error = tc.run_all(&[TcRequest::AddIngress(index)]).unwrap_err();
+        assert!(error.is_exists() && error.to_string().contains("add ingress qdisc to link"), "{error}");
+        tc.run_all(&[TcRequest::ReplaceRoot(index, fast)]).unwrap();
+        assert_eq!(tc.root(index).unwrap(), Some(fast));
+        tc.run_all(&[TcRequest::DeleteRoot(index), TcRequest::DeleteIngress(index)]).unwrap();
+        assert_eq!((tc.root(index).unwrap(), tc.redirect(index).unwrap()), (None, None));
     });
 }
 

@@ -300,7 +300,9 @@ impl FakeKernel {
                 self.delete_next_hop(*id);
                 Ok(())
             }
-            Request::AddVeth { .. } | Request::AddBridge(_) => Err(Errno::EOPNOTSUPP),
+            Request::AddVeth { .. } | Request::AddBridge(_) | Request::AddIfb { .. } => {
+                Err(Errno::EOPNOTSUPP)
+            }
         }
     }
 }
