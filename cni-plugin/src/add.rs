@@ -6,7 +6,7 @@
 //!  3 lease     the addresses are ours from here on, and clean before the link goes up
 //!  4 record    the daemons know the pod before its link exists
 //!  5 link      the pair, the pod's end in its namespace; group, alias, addresses, neighbours
-//!  6 up        sysctls, then both ends up, routes, host ports
+//!  6 up        sysctls, rates, then both ends up, routes, host ports
 //!  7 policy    the agent's acknowledgement; up to here the fence keeps the pod closed
 //! ```
 //!
@@ -37,6 +37,7 @@ use crate::conf::{AddConf, Network};
 use crate::env::Target;
 use crate::error::{CniError, Code};
 use crate::node::Node;
+use crate::plugins::bandwidth::{self, Rates};
 use crate::plugins::ports;
 use crate::policy::{self, Acknowledgement};
 use crate::tables::Tables;
@@ -56,6 +57,7 @@ pub fn add(network: &Network, target: &Target) -> Result<Value, CniError> {
     let node = Node::here()?;
     let file = node.file()?;
     let mtu = mtu(&conf, &file)?;
+    conf.rates.fit(mtu)?;
     let mut tables = Tables::look()?;
     tables.ensure_guard()?;
     if file.policy == PolicyMode::Required && !tables.has_policy() {
@@ -66,7 +68,7 @@ pub fn add(network: &Network, target: &Target) -> Result<Value, CniError> {
     let wiring = Wiring::new(&target.attachment, mtu, grant.lease.ips().collect());
     let mut record = record(&node, network, target, &wiring);
     record.host_ports = conf.host_ports;
-    let made = wire(&node, &mut rtnl, &record, target, &netns, &wiring, &grant, &file);
+    let made = wire(&node, &mut rtnl, &record, &conf.rates, target, &netns, &wiring, &grant, &file);
     if let Err(error) = made {
         return Err(match teardown::detach(&node, &mut rtnl, &network.name, &target.attachment) {
             Ok(_) => error,
@@ -135,6 +137,7 @@ fn wire(
     node: &Node,
     rtnl: &mut Rtnl,
     record: &EndpointRecord,
+    rates: &Rates,
     target: &Target,
     netns: &NetNs,
     wiring: &Wiring,
@@ -157,6 +160,7 @@ fn wire(
     for (sysctl, value) in wiring.host_sysctls().into_iter().chain(ports::sysctls(record)) {
         netns::write_sysctl(&sysctl, value)?;
     }
+    bandwidth::limit(rtnl, rates, &target.attachment, &link, wiring.mtu)?;
     netns.run(|| bring_pod_up(wiring, peer))??;
     let mut requests = wiring.host_requests(link.index);
     requests.extend(ports::routes(record, link.index).into_iter().map(Request::ReplaceRoute));

@@ -14,7 +14,7 @@ use crate::conf::Network;
 use crate::env::Target;
 use crate::error::{CniError, Code};
 use crate::node::Node;
-use crate::plugins::ports;
+use crate::plugins::{bandwidth, ports};
 use crate::tables::Tables;
 use crate::wiring::Wiring;
 use crate::{netns, result, teardown};
@@ -34,6 +34,7 @@ pub fn check(network: &Network, target: &Target) -> Result<(), CniError> {
         let mut rtnl = Rtnl::open()?;
         let peer = check_host(&mut rtnl, target, &wiring, &mut wrong)?;
         wrong.extend(ports::differences(&mut rtnl, network, &record, peer.as_ref())?);
+        wrong.extend(bandwidth::differences(&mut rtnl, network, &target.attachment, peer.as_ref())?);
         wrong.extend(netns.run(|| check_pod(&wiring, peer))??);
     }
     if !Tables::look()?.has_guard() {

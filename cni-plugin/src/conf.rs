@@ -13,6 +13,7 @@ use podway_model::mistakes::Mistakes;
 use serde_json::{Map, Value};
 
 use crate::error::{CniError, Code};
+use crate::plugins::bandwidth::{self, Rates};
 use crate::plugins::ports;
 use crate::version::SpecVersion;
 
@@ -43,6 +44,8 @@ pub struct AddConf {
     pub ips: Vec<IpAddr>,
     /// `runtimeConfig.portMappings`: ports of the node that lead to the pod.
     pub host_ports: Vec<HostPort>,
+    /// `runtimeConfig.bandwidth`: what the pod may receive and send.
+    pub rates: Rates,
     /// `dns`, with `runtimeConfig.dns` before it: goes into the result as it is.
     pub dns: Map<String, Value>,
     /// Result of the plugin before us in the chain.
@@ -132,6 +135,7 @@ impl Network {
         }
         conf.host_ports =
             ports::parse(runtime.and_then(|section| section.get("portMappings")), &mut mistakes);
+        conf.rates = bandwidth::parse(runtime.and_then(|section| section.get("bandwidth")), &mut mistakes);
         if let Some(dns) = self.section("dns", &mut mistakes) {
             conf.dns.extend(dns.clone());
         }
@@ -213,11 +217,9 @@ impl Network {
         let Some(runtime) = self.object.get("runtimeConfig").and_then(Value::as_object) else {
             return Ok(());
         };
-        for (key, hint) in [
-            ("bandwidth", "chain the bandwidth plugin behind"),
-            ("mac", "the address is derived from the container id"),
-            ("ipRanges", "use pools"),
-        ] {
+        for (key, hint) in
+            [("mac", "the address is derived from the container id"), ("ipRanges", "use pools")]
+        {
             if let Some(value) = runtime.get(key).filter(|value| !is_empty(value)) {
                 return refuse(&format!("runtimeConfig.{key}"), value, hint);
             }
@@ -380,7 +382,6 @@ mod tests {
     fn what_is_not_supported_is_named() {
         for (conf, part) in [
             (json!({"ipam": {"type": "host-local"}}), "ipam.type: \"host-local\""),
-            (json!({"runtimeConfig": {"bandwidth": {"ingressRate": 1}}}), "runtimeConfig.bandwidth"),
             (json!({"runtimeConfig": {"mac": "02:00:00:00:00:01"}}), "runtimeConfig.mac"),
         ] {
             let error = network(conf).for_add().unwrap_err();

@@ -19,7 +19,7 @@ use podway_model::names::{HOST_MAC, POD_GROUP, host_ifalias, host_ifname};
 
 use crate::error::CniError;
 use crate::node::Node;
-use crate::plugins::ports;
+use crate::plugins::{bandwidth, ports};
 
 /// Connection tracking tables up to this many entries are searched at once; larger ones are left to the ADD that
 /// takes the address next (the lease stays dirty). Reading this many takes about 10 ms.
@@ -52,6 +52,7 @@ pub fn detach(
         ports::close(record)?;
     }
     remove_link(rtnl, attachment)?;
+    bandwidth::remove(rtnl, attachment)?;
     let addresses: BTreeSet<IpAddr> =
         record.iter().flat_map(|record| record.addresses.iter().copied()).collect();
     let cleaned = forget_connections(&addresses, with_ports.is_some());
@@ -79,6 +80,7 @@ pub fn clear(node: &Node, rtnl: &mut Rtnl, attachment: &Attachment) -> Result<()
         ports::close(&record)?;
     }
     remove_link(rtnl, attachment)?;
+    bandwidth::remove(rtnl, attachment)?;
     node.records().remove(attachment)
 }
 

@@ -2,6 +2,8 @@
 //!
 //! | module | what |
 //! |---|---|
+//! | [`bandwidth`] | capability `bandwidth`: rates of what the pod receives and sends |
 //! | [`ports`] | capability `portMappings`: ports of the node that lead to the pod |
 
+pub mod bandwidth;
 pub mod ports;
