@@ -43,7 +43,7 @@ impl Tally {
             self.failures.push(test.to_owned());
             return true;
         }
-        line.starts_with("     Running ") || line.starts_with("error")
+        line.starts_with("error")
     }
 
     /// Ran and held.

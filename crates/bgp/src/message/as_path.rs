@@ -142,6 +142,7 @@ impl AsPath {
         }
         let mut missing = have - later;
         let mut merged: Vec<Segment> = vec![];
+        let mut cut = false;
         for segment in self.0 {
             match segment.kind {
                 SegmentKind::ConfedSequence | SegmentKind::ConfedSet => merged.push(segment),
@@ -153,15 +154,17 @@ impl AsPath {
                 SegmentKind::Sequence => {
                     let take = missing.min(segment.asns.len());
                     missing -= take;
+                    cut = take < segment.asns.len();
                     merged.push(Segment { kind: segment.kind, asns: segment.asns[..take].to_vec() });
                 }
             }
         }
-        for segment in &as4.0 {
+        for (at, segment) in as4.0.iter().enumerate() {
             match merged.last_mut() {
                 // One sequence went in, one sequence comes out.
                 Some(last)
-                    if last.kind == SegmentKind::Sequence
+                    if at == 0
+                        && cut
                         && segment.kind == SegmentKind::Sequence
                         && last.asns.len() + segment.asns.len() <= 255 =>
                 {

@@ -296,8 +296,10 @@ impl Walked {
         }
         let (mut as_path, mut aggregator) = (as_path?, self.aggregator);
         let trans = u32::from(super::open::AS_TRANS);
-        // An AGGREGATOR that is not AS_TRANS was made by somebody who does not know the AS4 attributes: both are stale.
-        if aggregator.is_none_or(|a| a.asn == trans) {
+        // RFC 6793 4.2.3: with both attributes there, an AGGREGATOR that is not AS_TRANS was made by somebody who does
+        // not know the AS4 attributes: they are stale.
+        let stale = self.as4_aggregator.is_some() && aggregator.is_some_and(|a| a.asn != trans);
+        if !stale {
             if let (Some(short), Some(full)) = (aggregator, self.as4_aggregator) {
                 aggregator = Some(Aggregator { partial: short.partial, ..full });
             }
