@@ -10,9 +10,8 @@ use std::net::IpAddr;
 
 use podway_ipam::store::since_boot;
 use podway_ipam::{Attachment, Condition};
-use podway_kern::MissingIsFine as _;
 use podway_kern::conntrack::Conntrack;
-use podway_kern::rtnl::{Link, LinkRef, Request, Rtnl};
+use podway_kern::rtnl::{Link, Rtnl};
 use podway_kern::sysctl::Sysctl;
 use podway_model::ids::NetworkName;
 use podway_model::names::{HOST_MAC, POD_GROUP, host_ifalias, host_ifname};
@@ -89,7 +88,7 @@ pub fn clear(node: &Node, rtnl: &mut Rtnl, attachment: &Attachment) -> Result<()
 pub fn remove_link(rtnl: &mut Rtnl, attachment: &Attachment) -> Result<(), CniError> {
     let Some(link) = rtnl.link(host_name(attachment).as_str())? else { return Ok(()) };
     if is_of(&link, attachment) {
-        rtnl.run(Request::DeleteLink(LinkRef::Index(link.index))).missing_is_fine()?;
+        rtnl.delete_link_at_once(link.index)?;
     }
     Ok(())
 }

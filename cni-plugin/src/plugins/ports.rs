@@ -281,11 +281,11 @@ pub fn differences(
 }
 
 /// Sysctls of the node's end that loopback host ports need.
-pub fn sysctls(record: &EndpointRecord) -> Vec<(Sysctl, &'static str)> {
+pub fn sysctls(record: &EndpointRecord) -> Vec<(Sysctl, String)> {
     if !tables::serves_loopback(record, true) {
         return Vec::new();
     }
-    vec![(Sysctl::conf(Family::V4, record.host_ifname.as_str(), "route_localnet"), "1")]
+    vec![(Sysctl::conf(Family::V4, record.host_ifname.as_str(), "route_localnet"), "1".to_owned())]
 }
 
 /// Routes of the node that loopback host ports need. `index`: of the node's end, and the metric, so that each pod's

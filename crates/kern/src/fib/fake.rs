@@ -46,6 +46,7 @@ impl FakeKernel {
             mtu,
             up: true,
             lower_up: true,
+            operational: true,
             loopback,
             ..Link::default()
         };
@@ -60,6 +61,7 @@ impl FakeKernel {
         if let Some(link) = self.links.get_mut(&index) {
             link.up = up;
             link.lower_up = up;
+            link.operational = up;
         }
         if !up {
             self.forget_forwarding(index);

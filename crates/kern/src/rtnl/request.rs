@@ -65,24 +65,6 @@ pub enum Request<'ns> {
 }
 
 impl Request<'_> {
-    /// The requests that make a pod's veth whole: the pair, then the host end's alias and address generation
-    /// mode, then up where `host_up`. The peer is down: set it up through a socket of its namespace.
-    pub fn veth_with_alias<'ns>(
-        host: VethEnd,
-        peer: VethEnd,
-        peer_netns: Option<BorrowedFd<'ns>>,
-        alias: String,
-        host_up: bool,
-    ) -> Vec<Request<'ns>> {
-        let name = LinkRef::Name(host.name.clone());
-        let mark = LinkChange { alias: Some(alias), no_link_local: Some(true), ..LinkChange::default() };
-        let mut all = vec![Request::AddVeth { host, peer, peer_netns }, Request::SetLink(name.clone(), mark)];
-        if host_up {
-            all.push(Request::SetLink(name, LinkChange { up: Some(true), ..LinkChange::default() }));
-        }
-        all
-    }
-
     pub(super) fn encode(&self) -> Message {
         const ADD: u16 = NLM_F_CREATE | NLM_F_EXCL;
         const REPLACE: u16 = NLM_F_CREATE | NLM_F_REPLACE;
