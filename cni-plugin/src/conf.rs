@@ -227,6 +227,18 @@ impl Network {
         Ok(())
     }
 
+    /// A value at the top of the configuration.
+    pub fn key(&self, key: &str) -> Option<&Value> {
+        self.object.get(key)
+    }
+
+    /// The result of the plugin before in the chain, if there is one.
+    pub fn previous_if_any(&self) -> Result<Option<Map<String, Value>>, CniError> {
+        let mut mistakes = Mistakes::default();
+        let previous = self.section("prevResult", &mut mistakes).cloned();
+        if mistakes.is_empty() { Ok(previous) } else { Err(CniError::config(&mistakes)) }
+    }
+
     /// A value that the runtime gives for a capability.
     pub fn runtime(&self, capability: &str) -> Option<&Value> {
         self.object.get("runtimeConfig")?.get(capability)

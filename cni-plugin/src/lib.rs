@@ -35,7 +35,7 @@ pub mod teardown;
 pub mod version;
 pub mod wiring;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::Read;
 
 use podway_kern::rtnl::Rtnl;
@@ -73,13 +73,26 @@ pub fn run(lookup: impl Fn(&str) -> Option<OsString>, input: impl Read) -> Answe
     }
 }
 
+/// Serves one call as the plugin by whose name the program was started.
+pub fn run_as(program: &OsStr, lookup: impl Fn(&str) -> Option<OsString>, input: impl Read) -> Answer {
+    match plugins::upstream::Plugin::named(program) {
+        Some(plugin) => plugins::upstream::run(plugin, lookup, input),
+        None => run(lookup, input),
+    }
+}
+
+/// The answer to VERSION.
+fn versions(version: SpecVersion) -> Value {
+    json!({
+        "cniVersion": version.as_str(),
+        "supportedVersions": SpecVersion::ALL.map(SpecVersion::as_str),
+    })
+}
+
 fn serve(call: Option<&Call>, input: &[u8], version: SpecVersion) -> Result<Option<Value>, CniError> {
     match call {
         None => Ok(None),
-        Some(Call::Version) => Ok(Some(json!({
-            "cniVersion": version.as_str(),
-            "supportedVersions": SpecVersion::ALL.map(SpecVersion::as_str),
-        }))),
+        Some(Call::Version) => Ok(Some(versions(version))),
         Some(Call::Add(target)) => add::add(&Network::parse(input)?, target).map(Some),
         Some(Call::Del { attachment }) => {
             let network = Network::parse(input)?;

@@ -91,7 +91,12 @@ impl Node {
 
     /// Puts the plugin into the folder of plugins under a name.
     pub fn install(&self, name: &str) {
-        let program = std::fs::read(env!("CARGO_BIN_EXE_podway")).unwrap();
+        self.install_file(name, Path::new(env!("CARGO_BIN_EXE_podway")));
+    }
+
+    /// Puts a program into the folder of plugins under a name.
+    pub fn install_file(&self, name: &str, program: &Path) {
+        let program = std::fs::read(program).unwrap();
         let path = format!("/opt/cni/bin/{name}");
         self.enter(|| {
             std::fs::write(&path, &program).unwrap();
@@ -172,7 +177,20 @@ impl Node {
 
     /// Runs a plugin with this verb, for this attachment, with exactly this input.
     pub fn call(&self, plugin: &str, verb: &str, attachment: &Attachment, input: &Value) -> RawOutcome {
+        self.call_with_args(plugin, verb, attachment, "", input)
+    }
+
+    /// The same with `CNI_ARGS`.
+    pub fn call_with_args(
+        &self,
+        plugin: &str,
+        verb: &str,
+        attachment: &Attachment,
+        args: &str,
+        input: &Value,
+    ) -> RawOutcome {
         let environment = [
+            ("CNI_ARGS", args),
             ("CNI_COMMAND", verb),
             ("CNI_CONTAINERID", attachment.container_id.as_str()),
             ("CNI_NETNS", attachment.netns.as_str()),

@@ -8,6 +8,8 @@ use crate::ids::MacAddr;
 
 /// CNI plugin type, and default network name.
 pub const PLUGIN: &str = "podway";
+/// Names of other plugins, by which the CNI plugin does their jobs: links to it, where no file of that name stands.
+pub const OTHER_PLUGINS: [&str; 3] = ["bandwidth", "host-local", "loopback"];
 /// Default prefix of every key in etcd.
 pub const ETCD_PREFIX: &str = "/podway/v1/";
 
@@ -107,6 +109,15 @@ pub fn ifb_name(container_id: &str, ifname: &str) -> String {
 /// Alias of the device that holds back what a pod sends. [`parse_ifalias`] does not take it for a pod's.
 pub fn ifb_alias(container_id: &str, ifname: &str) -> String {
     format!("podway-ifb/{container_id}/{ifname}")
+}
+
+/// Name of the device that holds back what a container sends, where the plugin does the job of upstream's `bandwidth`:
+/// `bwp` and the first 12 hex digits of SHA-512 over network and container id.
+pub fn bandwidth_ifb_name(network: &str, container_id: &str) -> String {
+    let mut hasher = sha2::Sha512::new();
+    hasher.update(network.as_bytes());
+    hasher.update(container_id.as_bytes());
+    format!("bwp{}", &hex(&hasher.finalize())[..12])
 }
 
 /// Alias of the host side of a pod's veth: says whose it is.
