@@ -26,7 +26,11 @@ impl Errno {
     /// Too many.
     pub const MFILE: Self = Self(24);
     /// Jumps form a loop or go too deep.
+    pub const MLINK: Self = Self(31);
+    /// Jumps form a loop (older kernels).
     pub const LOOP: Self = Self(40);
+    /// A statement reads a register that nothing was loaded into.
+    pub const NODATA: Self = Self(61);
     /// The batch is larger than the socket's send buffer.
     pub const MSGSIZE: Self = Self(90);
     /// Not supported by this kernel.
@@ -41,7 +45,9 @@ impl Errno {
             Self::EXIST => ("EEXIST", "exists with other content"),
             Self::INVAL => ("EINVAL", "invalid: size, type or place do not fit"),
             Self::MFILE => ("EMFILE", "too many jumps"),
+            Self::MLINK => ("EMLINK", "jumps form a loop or go too deep"),
             Self::LOOP => ("ELOOP", "jumps form a loop"),
+            Self::NODATA => ("ENODATA", "the key has more parts than were loaded"),
             Self::MSGSIZE => ("EMSGSIZE", "larger than the socket's send buffer"),
             Self::OPNOTSUPP => ("EOPNOTSUPP", "not supported by this kernel"),
             _ => return None,

@@ -266,8 +266,14 @@ fn statement(expr: &Expr, transport: &str) -> String {
         }
         Expr::Range { field, op, from, to } => {
             let kind = field.data_type();
-            let (from, to) = (value_text(kind, from.as_bytes()), value_text(kind, to.as_bytes()));
-            format!("{} {}{from}-{to}", one(field), not(op))
+            // nft has no names for the ends of a range.
+            let end = |value: &Value| match (kind, value.as_bytes()) {
+                (DataType::IcmpType | DataType::Icmpv6Type | DataType::InetProto, [number]) => {
+                    number.to_string()
+                }
+                (_, bytes) => value_text(kind, bytes),
+            };
+            format!("{} {}{}-{}", one(field), not(op), end(from), end(to))
         }
         Expr::Masked { field, mask, op, value } => masked(&one(field), *field, mask, *op, value),
         Expr::Lookup { key, op, set } => format!("{} {}@{set}", many(key), not(op)),
@@ -328,14 +334,21 @@ fn masked(word: &str, field: Field, mask: &Value, op: CmpOp, value: &Value) -> S
     }
 }
 
-/// `FIELD & mask ^ xor` as nft simplifies it.
+/// `FIELD & mask ^ xor` as nft takes it apart: bits that are kept, flipped and set.
 fn bits(word: &str, mask: u32, xor: u32) -> String {
-    match (mask, xor) {
-        (mask, 0) => format!("{word} & 0x{mask:08x}"),
-        (mask, xor) if mask == !xor => format!("{word} | 0x{xor:08x}"),
-        (u32::MAX, xor) => format!("{word} ^ 0x{xor:08x}"),
-        (mask, xor) => format!("{word} & 0x{mask:08x} ^ 0x{xor:08x}"),
+    let (flipped, set) = (xor & mask, xor & !mask);
+    let kept = mask | set;
+    let mut text = word.to_owned();
+    if kept != u32::MAX || xor == 0 {
+        let _ = write!(text, " & 0x{kept:08x}");
     }
+    if flipped != 0 {
+        let _ = write!(text, " ^ 0x{flipped:08x}");
+    }
+    if set != 0 {
+        let _ = write!(text, " | 0x{set:08x}");
+    }
+    text
 }
 
 fn field_text(field: Field, transport: &str) -> String {

@@ -14,7 +14,7 @@ use common::World;
 use common::random::{any_namespace, any_pod, policy, put};
 use common::tables::{apply, meaning};
 use podway_model::k8s::{Namespace, NetworkPolicy, Pod};
-use podway_nft::{TableFlags, TableState};
+use podway_nft::{FakeNft, Nftables as _, TableFlags, TableState, Transaction};
 use podway_policy::{Engine, Event, Flush, Limits};
 use proptest::prelude::*;
 
@@ -108,13 +108,18 @@ fn run(
     engine.on_synced();
     let Flush::Replace(kernel) = engine.flush() else { panic!("the first flush is a table") };
     let mut kernel = *kernel;
+    let mut fake = FakeNft::new();
+    fake.commit(&Transaction::create(&kernel)).unwrap();
     for step in steps.into_iter().chain([Step::Flush]) {
         match event(step, outcome) {
             Some(event) => engine.on_event(event),
             None => {
                 let flush = engine.flush();
                 match &flush {
-                    Flush::Change(transaction) => apply(&mut kernel, transaction),
+                    Flush::Change(transaction) => {
+                        apply(&mut kernel, transaction);
+                        fake.commit(transaction).unwrap();
+                    }
                     Flush::Nothing => {}
                     Flush::Replace(_) => panic!("a second whole table"),
                 }
@@ -123,6 +128,7 @@ fn run(
             }
         }
     }
+    assert_eq!(fake.table(&kernel.id).as_ref(), Some(&kernel));
     (engine, kernel)
 }
 

@@ -11,10 +11,10 @@
 mod common;
 
 use common::World;
-use common::judges::{Tables, compile, disagreement, path, tables_allow};
+use common::judges::{Tables, compile, disagreement, passes, path, tables_allow};
 use common::random::{FlowSeed, flow_seed, seeded_flow, world};
 use common::tables::count;
-use common::walk::{Tracked, passes};
+use podway_nft::eval::{Connection, Packet};
 use podway_policy::Limits;
 use podway_policy::oracle::{Flow, Traffic};
 use proptest::prelude::*;
@@ -62,16 +62,16 @@ proptest! {
         let tables = compile(&world, Limits::default());
         for flow in flows(&world, &seeds) {
             let allowed = world.cluster().judge(&flow).allowed();
-            for (node, packet) in path(&world, &flow) {
-                let with = |tracked| passes(&tables[node], &common::walk::Packet { tracked, ..packet.clone() });
-                let (invalid, untracked) = (with(Tracked::Invalid), with(Tracked::Untracked));
-                if packet.hook == podway_nft::Hook::Forward {
-                    prop_assert!(!untracked || packet.iif == packet.oif, "untracked: {:?}", flow);
+            for (node, hook, packet) in path(&world, &flow) {
+                let with = |connection| passes(&tables[node], hook, &Packet { connection, ..packet.clone() });
+                let (invalid, untracked) = (with(Connection::Invalid), with(Connection::Untracked));
+                if hook == podway_nft::Hook::Forward {
+                    prop_assert!(!untracked || packet.input == packet.output, "untracked: {:?}", flow);
                 } else {
                     prop_assert!(untracked && invalid, "between a pod and its node: {:?}", flow);
                 }
                 // A single node may pass what the other one drops.
-                prop_assert!(!invalid || allowed || passes(&tables[node], &packet), "invalid: {:?}", flow);
+                prop_assert!(!invalid || allowed || passes(&tables[node], hook, &packet), "invalid: {:?}", flow);
             }
         }
     }

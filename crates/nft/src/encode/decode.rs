@@ -122,10 +122,15 @@ pub fn chain(attributes: &[u8]) -> Option<ChainDump> {
 /// A rule, and the name of its chain.
 pub fn rule(attributes: &[u8]) -> Option<(&str, RuleDump)> {
     let handle = u64::from_be_bytes(find(attributes, rule::HANDLE)?.try_into().ok()?);
-    let expressions = Attributes(find(attributes, rule::EXPRESSIONS).unwrap_or_default());
-    let exprs = expressions.filter_map(|(_, one)| Some(find_text(one, 1)?.to_owned())).collect();
+    let exprs = expressions(attributes);
     let comment = comment(find(attributes, rule::USERDATA).unwrap_or_default());
     Some((find_text(attributes, rule::CHAIN)?, RuleDump { handle, comment, exprs }))
+}
+
+/// Names of a rule's expressions.
+pub(crate) fn expressions(attributes: &[u8]) -> Vec<String> {
+    let expressions = Attributes(find(attributes, rule::EXPRESSIONS).unwrap_or_default());
+    expressions.filter_map(|(_, one)| Some(find_text(one, 1)?.to_owned())).collect()
 }
 
 /// The comment in a rule's user data: (type, length, bytes) records.

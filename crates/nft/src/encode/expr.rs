@@ -34,7 +34,13 @@ pub(super) fn write(w: &mut Writer, expr: &Expr, ids: SetIds<'_>) {
     match expr {
         Expr::Cmp { field, op, value } => {
             load(w, *field, 0);
-            cmp(w, cmp_number(*op), value.as_bytes());
+            match (field, value.as_bytes()) {
+                // One byte, but nft compares the whole register, and lists anything else as a prefix.
+                (Field::FibSaddrIif, [present]) => {
+                    cmp(w, cmp_number(*op), &u32::from(*present).to_ne_bytes());
+                }
+                (_, bytes) => cmp(w, cmp_number(*op), bytes),
+            }
         }
         Expr::Range { field, op, from, to } => {
             load(w, *field, 0);

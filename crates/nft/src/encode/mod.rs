@@ -1,11 +1,13 @@
-//! Transactions to netlink messages, byte for byte what `nft` 1.0.6 sends (`tests/golden.rs` holds them against
-//! captures), and dumps back to objects.
+//! Transactions to netlink messages, attribute for attribute what `nft` 1.0.6 makes of the text form
+//! (`podway_kern`'s `tests/nft_golden.rs` compares what the kernel then holds), and dumps back to objects.
 
 pub mod decode;
 mod element;
 mod expr;
 pub mod number;
 pub mod wire;
+
+pub(crate) use element::in_network_order;
 
 use std::ops::Range;
 

@@ -50,7 +50,13 @@ pub fn guard(allowed: &[IpNet]) -> TableState {
         .rule(v6("loopback of the node").is(Field::Ip6Daddr, loopback6).counter().drop())
         .rule(icmpv6("a pod is no router").is(Field::Icmpv6Type, ROUTER_ADVERTISEMENT).counter().drop())
         .rule(icmpv6("a pod is no router").is(Field::Icmpv6Type, REDIRECT).counter().drop())
-        .rule(icmpv6("before it has an address").is(Field::Ip6Saddr, unspecified6).accept())
+        .rule(
+            pod("before it has an address")
+                .is(Field::L4Proto, ICMPV6)
+                .is(Field::NfProto, NFPROTO_IPV6)
+                .is(Field::Ip6Saddr, unspecified6)
+                .accept(),
+        )
         .rule(v4("allowed besides its own").in_set([Field::IpSaddr], ALLOWED4).accept())
         .rule(v6("allowed besides its own").in_set([Field::Ip6Saddr], ALLOWED6).accept())
         .rule(pod("not its own address").is(Field::FibSaddrIif, 0_u8).counter().drop())

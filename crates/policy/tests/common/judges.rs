@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use podway_model::names::POD_GROUP;
+use podway_nft::eval::{Device, Fate, Nowhere, Packet, eval};
 use podway_nft::{Hook, TableFlags, TableState};
-use podway_policy::oracle::{End, Flow};
+use podway_policy::oracle::{End, Flow, Traffic};
 use podway_policy::{Engine, Event, Limits};
 
-use super::walk::{Packet, Tracked, echo_type, passes};
 use super::{NODES, World};
 
 /// The table of every node.
@@ -29,8 +30,34 @@ pub fn compile(world: &World, limits: Limits) -> Tables {
     NODES.into_iter().map(|(node, _)| compile(node)).collect()
 }
 
-/// What a flow's first packet looks like on each node that it passes.
-pub fn path(world: &World, flow: &Flow) -> Vec<(&'static str, Packet)> {
+/// Whether a table lets a packet pass. Scratch must be cleared where it does.
+pub fn passes(table: &TableState, hook: Hook, packet: &Packet) -> bool {
+    let walked = eval([table], hook, packet.clone(), &Nowhere).unwrap();
+    if walked.fate != Fate::Accept {
+        return false;
+    }
+    let mark = walked.packet.connection.entry().map_or(0, |entry| entry.mark);
+    assert_eq!((walked.packet.priority, mark), (0, 0), "scratch is left behind: {packet:?}");
+    true
+}
+
+/// A device, as the tables see it: pods' names begin with `pw`.
+fn device(name: String) -> Device {
+    let group = if name.starts_with("pw") { POD_GROUP } else { 0 };
+    Device { index: 9, name, group }
+}
+
+/// Protocol, and beginning of the header, of an ordinary packet of this traffic. Of protocols without ports it has
+/// what would be port 80.
+fn header(traffic: Traffic) -> (u8, Vec<u8>) {
+    match traffic {
+        Traffic::Port(protocol, port) => (protocol.number(), Packet::ports(40_000, port)),
+        Traffic::Other(number) => (number, vec![if number == 58 { 128 } else { 8 }, 0, 0, 80]),
+    }
+}
+
+/// What a flow's first packet looks like on each node that it passes, and at which hook.
+pub fn path(world: &World, flow: &Flow) -> Vec<(&'static str, Hook, Packet)> {
     let place = |end: &End| {
         let node = world.node_of(end)?;
         let (name, _) = NODES.into_iter().find(|(n, _)| *n == node)?;
@@ -52,24 +79,17 @@ pub fn path(world: &World, flow: &Flow) -> Vec<(&'static str, Packet)> {
                 (Hook::Forward, veth(from), veth(to))
             }
         };
-        let packet = Packet {
-            hook,
-            iif,
-            oif,
-            source: flow.source.address(),
-            destination: flow.destination.address(),
-            traffic: flow.traffic,
-            icmp_type: echo_type(flow.traffic),
-            tracked: Tracked::New,
-        };
-        path.push((node, packet));
+        let (protocol, transport) = header(flow.traffic);
+        let first = Packet::new(flow.source.address(), flow.destination.address(), protocol, transport);
+        let packet = Packet { input: iif.map(device), output: oif.map(device), ..first };
+        path.push((node, hook, packet));
     }
     path
 }
 
 /// Whether the tables let a flow pass.
 pub fn tables_allow(tables: &Tables, world: &World, flow: &Flow) -> bool {
-    path(world, flow).iter().all(|(node, packet)| passes(&tables[node], packet))
+    path(world, flow).iter().all(|(node, hook, packet)| passes(&tables[node], *hook, packet))
 }
 
 /// Where the judges differ, in words.

@@ -6,7 +6,6 @@ pub mod cases;
 pub mod judges;
 pub mod random;
 pub mod tables;
-pub mod walk;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
