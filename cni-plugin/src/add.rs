@@ -6,7 +6,7 @@
 //!  3 lease     the addresses are ours from here on, and clean before the link goes up
 //!  4 record    the daemons know the pod before its link exists
 //!  5 link      the pair, the pod's end in its namespace; group, alias, addresses, neighbours
-//!  6 up        sysctls, then the node's end up, then the pod's; routes
+//!  6 up        sysctls, rates, then the node's end up, then the pod's; routes, host ports
 //!  7 policy    the agent's acknowledgement; up to here the fence keeps the pod closed
 //! ```
 //!
@@ -38,6 +38,8 @@ use crate::env::Target;
 use crate::error::{CniError, Code};
 use crate::netns::PodNetNs;
 use crate::node::Node;
+use crate::plugins::bandwidth::{self, Rates};
+use crate::plugins::ports;
 use crate::policy::{self, Acknowledgement};
 use crate::tables::Tables;
 use crate::wiring::Wiring;
@@ -60,7 +62,9 @@ pub fn add(network: &Network, target: &Target) -> Result<Value, CniError> {
     let mut rtnl = Rtnl::open()?;
     let (file, grant) = lease(&node, &mut rtnl, network, &conf, target, &mut tables)?;
     let wiring = Wiring::new(&target.attachment, mtu(&conf, &file)?, grant.lease.ips().collect());
-    let made = wire(&node, &mut rtnl, network, target, &netns, &wiring, &grant, &file);
+    let mut record = record(&node, network, target, &wiring);
+    record.host_ports = conf.host_ports;
+    let made = wire(&node, &mut rtnl, &record, &conf.rates, target, &netns, &wiring, &grant, &file);
     if let Err(error) = made {
         return Err(match teardown::detach(&node, &mut rtnl, &network.name, &target.attachment) {
             Ok(_) => error,
@@ -110,7 +114,7 @@ fn lease(
     }
     // Under the lock: see `podway_ipam::node`.
     let file = node.file()?;
-    mtu(conf, &file)?;
+    conf.rates.fit(mtu(conf, &file)?)?;
     if file.policy == PolicyMode::Required && !tables.has_policy() {
         return Err(policy::refused("table inet podway-policy is missing; is it running?"));
     }
@@ -135,15 +139,19 @@ fn lease(
 fn wire(
     node: &Node,
     rtnl: &mut Rtnl,
-    network: &Network,
+    record: &EndpointRecord,
+    rates: &Rates,
     target: &Target,
     netns: &PodNetNs,
     wiring: &Wiring,
     grant: &Grant,
     file: &NodeFile,
 ) -> Result<(), CniError> {
-    let record = record(node, network, target, wiring);
-    node.records().write(&record)?;
+    if record.host_ports.is_empty() {
+        node.records().write(record)?;
+    } else {
+        ports::reserve(node, record)?;
+    }
     let link = make_pair(rtnl, netns, target, wiring)?;
     let peer = link.link.ok_or_else(|| {
         CniError::new(Code::Kernel, format!("{}: the kernel does not name its peer", wiring.host_name))
@@ -152,16 +160,22 @@ fn wire(
         let dirty: BTreeSet<IpAddr> = grant.dirty.iter().copied().collect();
         Conntrack::open()?.delete(&dirty)?;
     }
-    for (sysctl, value) in wiring.host_v6_sysctls() {
+    for (sysctl, value) in wiring.host_v6_sysctls().into_iter().chain(ports::sysctls(record)) {
         netns::write_sysctl(&sysctl, &value)?;
     }
-    rtnl.run_all(&wiring.host_requests(link.index))?;
+    bandwidth::limit(rtnl, rates, &target.attachment, &link, wiring.mtu)?;
+    let mut requests = wiring.host_requests(link.index);
+    requests.extend(ports::routes(record, link.index).into_iter().map(Request::ReplaceRoute));
+    rtnl.run_all(&requests)?;
     let mut inside = netns.visit(|| bring_pod_up(wiring, peer))?;
     wait_for_carrier(rtnl, &link)?;
     wait_for_addresses(&mut inside, wiring)?;
+    if !record.host_ports.is_empty() {
+        ports::open(node, rtnl, record)?;
+    }
     if file.policy == PolicyMode::Required
         && let Acknowledgement::Missing(reason) =
-            policy::announce(node.policy_socket(), &record, policy::PATIENCE)
+            policy::announce(node.policy_socket(), record, policy::PATIENCE)
         && file.policy_timeout == PolicyTimeout::Undo
     {
         return Err(policy::refused(&reason));

@@ -14,6 +14,7 @@ use crate::conf::Network;
 use crate::env::Target;
 use crate::error::{CniError, Code};
 use crate::node::Node;
+use crate::plugins::{bandwidth, ports};
 use crate::tables::Tables;
 use crate::wiring::Wiring;
 use crate::{netns, result, teardown};
@@ -29,9 +30,11 @@ pub fn check(network: &Network, target: &Target) -> Result<(), CniError> {
     let mut wrong = Differences::new();
     let record = check_state(&node, network, target, previous, &mut wrong)?;
     if let Some(record) = record {
-        let wiring = Wiring::new(&target.attachment, record.mtu, record.addresses);
+        let wiring = Wiring::new(&target.attachment, record.mtu, record.addresses.clone());
         let mut rtnl = Rtnl::open()?;
         let peer = check_host(&mut rtnl, target, &wiring, &mut wrong)?;
+        wrong.extend(ports::differences(&mut rtnl, network, &record, peer.as_ref())?);
+        wrong.extend(bandwidth::differences(&mut rtnl, network, &target.attachment, peer.as_ref())?);
         wrong.extend(netns.visit(|| check_pod(&wiring, peer))?);
     }
     if !Tables::look()?.has_guard() {

@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, UdpSocket};
 use std::os::fd::AsFd as _;
 use std::process::Command;
+use std::time::Duration;
 
 use ipnet::IpNet;
-use podway_kern::conntrack::Conntrack;
+use podway_kern::conntrack::{Conntrack, Destination};
 use podway_kern::monitor::{Change, Event, Monitor};
 use podway_kern::ns::{self, NetNs, OnParentDeath};
 use podway_kern::rtnl::{
@@ -15,6 +16,7 @@ use podway_kern::rtnl::{
     RouteKind, Rtnl, TABLE_MAIN, VethEnd, VxlanSpec,
 };
 use podway_kern::sysctl::{Family, Sysctl};
+use podway_kern::tc::{Tbf, Tc, TcRequest};
 use podway_kern::{Errno, KernelError};
 use podway_model::ids::MacAddr;
 
@@ -252,6 +254,7 @@ fn what_is_programmed_reads_back_equal() {
             Route { metric: u32::MAX - 1, ..Route::blackhole(net("fd00:244::/122"), PROTOCOL) },
             Route { interface: Some(index), scope_link: true, ..Route::to(net("10.244.0.5/32"), PROTOCOL) },
             Route { interface: Some(index), ..Route::to(net("fd00:244::5/128"), PROTOCOL) },
+            Route { kind: RouteKind::Local, interface: Some(index), ..Route::to(net("::1/128"), PROTOCOL) },
             Route {
                 interface: Some(index),
                 gateway: Some(ip("198.51.100.1")),
@@ -367,6 +370,44 @@ fn connection_tracking_entries_go_by_address() {
         assert_eq!(conntrack.list(&others).unwrap().len(), 2);
         assert_eq!(conntrack.delete(&others).unwrap(), 2);
         assert_eq!(conntrack.delete(&others).unwrap(), 0);
+        // By where the first packet went.
+        send("127.0.0.1", "127.0.0.2");
+        send("::1", "::1");
+        let to = |address: &str, port| Destination { address: ip(address), protocol: 17, port };
+        assert_eq!(conntrack.delete_to(|found| *found == to("127.0.0.2", 10)).unwrap(), 0);
+        assert_eq!(conntrack.delete_to(|found| *found == to("127.0.0.2", 9)).unwrap(), 1);
+        assert_eq!(conntrack.delete_to(|found| *found == to("::1", 9)).unwrap(), 1);
+        assert_eq!(conntrack.delete_to(|_| true).unwrap(), 0);
+    });
+}
+
+#[test]
+fn rates_and_redirections_read_back_equal() {
+    in_fresh_netns("rates_and_redirections_read_back_equal", || {
+        let mut rtnl = Rtnl::open().unwrap();
+        let index = uplink(&mut rtnl);
+        rtnl.run_all(&[Request::AddIfb { name: "block".to_owned(), mtu: 1400 }, up("block")]).unwrap();
+        let block = rtnl.link("block").unwrap().unwrap();
+        assert_eq!((block.kind.as_deref(), block.mtu, block.up), (Some("ifb"), 1400, true));
+        let mut tc = Tc::open().unwrap();
+        assert_eq!((tc.root(index).unwrap(), tc.redirect(index).unwrap()), (None, None));
+        let slow = Tbf::new(125_000, 20_000, Duration::from_millis(25));
+        let fast = Tbf::new(10_000_000_000, 2_000_000_000, Duration::from_millis(25));
+        tc.run_all(&[
+            TcRequest::ReplaceRoot(index, slow),
+            TcRequest::AddIngress(index),
+            TcRequest::AddRedirect(index, block.index),
+            TcRequest::ReplaceRoot(block.index, fast),
+        ])
+        .unwrap();
+        assert_eq!((tc.root(index).unwrap(), tc.redirect(index).unwrap()), (Some(slow), Some(block.index)));
+        assert_eq!(tc.root(block.index).unwrap(), Some(fast));
+        let error = tc.run_all(&[TcRequest::AddIngress(index)]).unwrap_err();
+        assert!(error.is_exists() && error.to_string().contains("add ingress qdisc to link"), "{error}");
+        tc.run_all(&[TcRequest::ReplaceRoot(index, fast)]).unwrap();
+        assert_eq!(tc.root(index).unwrap(), Some(fast));
+        tc.run_all(&[TcRequest::DeleteRoot(index), TcRequest::DeleteIngress(index)]).unwrap();
+        assert_eq!((tc.root(index).unwrap(), tc.redirect(index).unwrap()), (None, None));
     });
 }
 

@@ -144,6 +144,7 @@ fn prepare(extent: Extent) -> Result<Run> {
     let mut tally = Tally::default();
     if extent != Extent::Quick {
         let tools = Tools::prepare(&tools::ALL)?;
+        tools.prepare_cni_plugins();
         build::programs(&tools)?;
         let programs = build::tests(&tools, &["--workspace"])?;
         return Ok(Run { tools, programs, tally });

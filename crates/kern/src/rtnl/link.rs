@@ -1,4 +1,4 @@
-//! Links: veth, vxlan, bridge; and what is read back.
+//! Links: veth, vxlan, bridge, ifb; and what is read back.
 
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
@@ -229,6 +229,13 @@ pub(super) fn vxlan(spec: &VxlanSpec) -> LinkMessage {
         LinkAttribute::Mtu(spec.mtu),
         LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(data))]),
     ]);
+    message
+}
+
+pub(super) fn ifb(name: &str, mtu: u32) -> LinkMessage {
+    let mut message = by_ref(&LinkRef::Name(name.to_owned()));
+    message.attributes.push(LinkAttribute::Mtu(mtu));
+    message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Ifb)]));
     message
 }
 
