@@ -111,8 +111,9 @@ impl Conntrack {
     }
 }
 
-/// `None` for what has no two IP tuples.
-fn parse_entry(payload: &[u8]) -> Option<(Tuples, Vec<u8>)> {
+/// An entry as the kernel tells it (what follows `struct nlmsghdr`), and the payload of the message that deletes
+/// it. `None` for what has no two IP tuples.
+pub fn parse_entry(payload: &[u8]) -> Option<(Tuples, Vec<u8>)> {
     let (header, rest) = payload.split_first_chunk::<GENMSG>()?;
     let mut deletion = header.to_vec();
     let (mut original, mut reply) = (None, None);

@@ -29,3 +29,4 @@ pub mod rtnl;
 pub mod sysctl;
 
 pub use error::{Errno, KernelError, MissingIsFine};
+pub use netlink::refusals;
