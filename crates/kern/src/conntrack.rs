@@ -144,16 +144,18 @@ impl Conntrack {
 }
 
 /// What is read of an entry.
-struct Entry {
-    tuples: Tuples,
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// Its addresses.
+    pub tuples: Tuples,
     /// Where its first packet went; none for protocols without ports.
-    destination: Option<Destination>,
+    pub destination: Option<Destination>,
     /// Payload of the message that deletes it: the header, original tuple, zone and id as they came.
-    deletion: Vec<u8>,
+    pub deletion: Vec<u8>,
 }
 
-/// `None` for what has no two IP tuples.
-fn parse_entry(payload: &[u8]) -> Option<Entry> {
+/// An entry as the kernel tells it (what follows `struct nlmsghdr`). `None` for what has no two IP tuples.
+pub fn parse_entry(payload: &[u8]) -> Option<Entry> {
     let (header, rest) = payload.split_first_chunk::<GENMSG>()?;
     let mut deletion = header.to_vec();
     let (mut original, mut reply, mut port) = (None, None, None);

@@ -31,3 +31,4 @@ pub mod sysctl;
 pub mod tc;
 
 pub use error::{Errno, KernelError, MissingIsFine};
+pub use netlink::refusals;

@@ -261,6 +261,23 @@ impl Connection {
     }
 }
 
+/// The refusals in a datagram, each with the sequence number of the request that was refused.
+///
+/// # Errors
+/// It is not a row of netlink messages, or an answer without an error number is among them.
+pub fn refusals(datagram: &[u8]) -> Result<Vec<(u32, KernelError)>, KernelError> {
+    let mut all = Vec::new();
+    split(datagram, |header, payload| {
+        if matches!(header.kind, NLMSG_ERROR | NLMSG_DONE)
+            && let Some(refusal) = parse_error(header, payload)?
+        {
+            all.push((header.sequence, refusal.into_error("carry out a request")));
+        }
+        Ok(())
+    })?;
+    Ok(all)
+}
+
 /// Whether the table stood still during a dump.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Consistency {
