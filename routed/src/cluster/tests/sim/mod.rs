@@ -71,5 +71,5 @@ fn a_delete_before_sync_is_found() {
 
 #[test]
 fn a_reused_revision_is_found() {
-    is_found(Bug::RevisionReused, &["in two node files", "both confirmed", "views of"]);
+    is_found(Bug::RevisionReused, &["in two node files", "both confirmed", "was never deleted", "views of"]);
 }
