@@ -31,7 +31,7 @@ use podway_model::cluster::{Claim, encode};
 use podway_model::ids::ObjectName;
 use podway_model::keys::Key;
 use podway_model::node_file::{BlockState, NodeBlock};
-use podway_store::Expect;
+use podway_store::{Expect, HOLD_SECONDS};
 
 use super::claims::{ClaimIndex, overlap};
 use super::core::Core;
@@ -42,8 +42,6 @@ use super::pools::{Taken, candidate};
 const LOW_WATER: u64 = 16;
 /// Blocks that one node may hold: 16,000 pods with blocks of the default size.
 const MAX_BLOCKS: usize = 256;
-/// How long a released block stays unclaimable, in seconds.
-const HOLD_SECONDS: u64 = 24 * 3600;
 
 /// A block of this node.
 #[derive(Debug, Clone, PartialEq, Eq)]
