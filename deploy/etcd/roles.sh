@@ -2,7 +2,7 @@
 # Makes the etcd users of a Podway cluster: one operator, and one user per node that can write its own keys only, so
 # that a stolen node credential cannot take another node's blocks.
 #
-# usage: ETCDCTL_ENDPOINTS=... ETCDCTL_USER=root:... roles.sh [operator | NODE...]
+# usage: ETCDCTL_ENDPOINTS=... ETCDCTL_USER=root:... roles.sh [operator | controller | NODE...]
 #
 # Users are made without a password: they log in with a client certificate whose common name is the user's name
 # (etcd --client-cert-auth). For passwords, give them with `etcdctl user passwd`, and name `username` and
@@ -10,7 +10,7 @@
 set -eu
 
 prefix=${PODWAY_PREFIX:-/podway/v1/}
-[ $# -gt 0 ] || { echo "usage: $0 [operator | NODE...]" >&2; exit 64; }
+[ $# -gt 0 ] || { echo "usage: $0 [operator | controller | NODE...]" >&2; exit 64; }
 
 role() { # role NAME: made if missing
     etcdctl role get "$1" >/dev/null 2>&1 || etcdctl role add "$1"
@@ -25,6 +25,16 @@ for name in "$@"; do
         role podway-operator
         etcdctl role grant-permission podway-operator readwrite --prefix=true "$prefix"
         user podway-operator podway-operator
+        continue
+    fi
+    if [ "$name" = controller ]; then
+        role podway-controller
+        etcdctl role grant-permission podway-controller read --prefix=true "$prefix"
+        for key in claims/ nodes/ live/ usage/ released/; do
+            etcdctl role grant-permission podway-controller readwrite --prefix=true "$prefix$key"
+        done
+        etcdctl role grant-permission podway-controller readwrite "${prefix}controller"
+        user podway-controller podway-controller
         continue
     fi
     role "podway-node-$name"

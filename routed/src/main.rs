@@ -6,6 +6,7 @@
 //! | [`identity`] | node name, boot id, instance id | the instance id's file |
 //! | [`view`] | the vocabulary between the parts | nothing |
 //! | [`cluster`] | the cluster as the store shows it; registration, claims | the node file, our store keys |
+//! | [`controller`] | `routed controller`: frees nodes that are gone | |
 //! | [`underlay`] | which address this node has on the underlay | |
 //! | [`bgp`] | the shell round our BGP speaker | its TCP connections |
 //! | [`dataplane`] | what the kernel shall hold, and how it gets there | routes, tunnels, masquerade |
@@ -15,6 +16,7 @@
 mod app;
 mod bgp;
 mod cluster;
+mod controller;
 mod dataplane;
 mod identity;
 mod metrics;
@@ -27,11 +29,15 @@ use std::process::ExitCode;
 use podway_daemon::{Action, Program, run};
 
 fn main() -> ExitCode {
+    let mut args = std::env::args_os();
+    if args.nth(1).is_some_and(|first| first == "controller") {
+        return controller::main(args);
+    }
     run(
         Program {
             name: "routed",
             about: "Podway's node daemon: claims address blocks, and carries packets between nodes by host-gw, \
-                    VXLAN or BGP",
+                    VXLAN or BGP. `routed controller` is a program of its own: see there",
             version: env!("CARGO_PKG_VERSION"),
             section: |config| &config.routed,
             actions: &[Action {

@@ -37,7 +37,7 @@ pub mod process;
 pub mod shutdown;
 pub mod tasks;
 
-pub use process::{Action, Process, Program, run};
+pub use process::{Action, Process, Program, run, run_with};
 pub use shutdown::Shutdown;
 pub use tasks::Tasks;
 

@@ -76,7 +76,17 @@ where
     F: FnOnce(Process) -> R,
     R: Future<Output = anyhow::Result<Process>>,
 {
-    ExitCode::from(run_from(program, std::env::args_os(), Path::new(RUN_DIR), start))
+    run_with(program, std::env::args_os(), start)
+}
+
+/// [`run`] with the command line as an argument, the program's name first: for a program that is a subcommand of
+/// another one.
+pub fn run_with<F, R>(program: Program, args: impl IntoIterator<Item = OsString>, start: F) -> ExitCode
+where
+    F: FnOnce(Process) -> R,
+    R: Future<Output = anyhow::Result<Process>>,
+{
+    ExitCode::from(run_from(program, args, Path::new(RUN_DIR), start))
 }
 
 /// [`run`] with what it takes from its surroundings as arguments. Answers the exit code.

@@ -3,7 +3,7 @@
 //! Every value is JSON with a `schema`. Read one with [`decode`], write one with [`encode`]: a value that does
 //! not decode is reported and skipped by the reader, it stops nobody.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
@@ -71,6 +71,29 @@ pub struct ClusterConfig {
     pub masquerade: MasqueradeConfig,
     /// NetworkPolicy settings.
     pub policy: PolicyConfig,
+    /// The nodes that there are; none: only operators free nodes that are gone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inventory: Option<Inventory>,
+}
+
+/// The nodes that there are. `routed controller` frees one that is missing here for longer than the grace period.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Inventory {
+    /// Their names, at least one.
+    pub nodes: BTreeSet<NodeName>,
+    /// How long a node is missing before it is freed, in seconds.
+    #[serde(default = "hour")]
+    pub grace_seconds: u32,
+}
+
+impl Inventory {
+    /// Grace period where none is given.
+    pub const GRACE_SECONDS: u32 = 3600;
+}
+
+fn hour() -> u32 {
+    Inventory::GRACE_SECONDS
 }
 
 /// How packets get from node to node.
@@ -323,6 +346,14 @@ pub struct Claim {
     pub pool: ObjectName,
     /// Whether the claimant has seen its own claim win. Others route to confirmed claims only.
     pub confirmed: bool,
+}
+
+/// `controller`: which replica of `routed controller` is at work, bound to its lease in the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Leader {
+    /// Tells the process from others.
+    pub holder: String,
 }
 
 /// `released/<addr>-<len>`: a block taken from a node that is gone.

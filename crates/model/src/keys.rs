@@ -8,6 +8,7 @@
 //! | `live/<node>` | [`crate::cluster::Liveness`], bound to the node's lease | that node |
 //! | `claims/<node>/<addr>-<len>` | [`crate::cluster::Claim`] | that node |
 //! | `released/<addr>-<len>` | [`crate::cluster::Released`] | operator, controller |
+//! | `controller` | [`crate::cluster::Leader`], bound to the holder's lease; [`CONTROLLER`] | controller |
 //! | `usage/<node>` | [`crate::cluster::Usage`] | that node |
 //! | `peers/<name>` | [`crate::cluster::BgpPeer`] | operator |
 //! | `filters/<name>` | route filter | operator |
@@ -22,6 +23,9 @@ use std::str::FromStr;
 use ipnet::IpNet;
 
 use crate::ids::{NodeName, ObjectName};
+
+/// Key of the lock of `routed controller`: nobody else reads it.
+pub const CONTROLLER: &str = "controller";
 
 /// A key below the store's prefix.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

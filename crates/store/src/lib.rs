@@ -17,11 +17,13 @@
 //!   kept once per key, never more.
 //! - A write that fails with [`StoreError::is_unsure`] may have happened.
 //!
-//! What is not here: which keys exist and what they mean (`podway-model`), and decisions about them (`routed`).
+//! What is not here: which keys exist and what they mean (`podway-model`), and decisions about them (`routed`), but
+//! for the freeing of nodes that are gone: [`release_node`], and [`controller`], which calls it.
 
 mod coalesce;
 #[cfg(test)]
 mod conformance;
+pub mod controller;
 mod error;
 mod etcd;
 pub mod fake;
@@ -35,7 +37,7 @@ use tokio::sync::mpsc;
 
 pub use error::StoreError;
 pub use open::{open, require};
-pub use release::{Hold, ReleaseReport, release_block, release_node};
+pub use release::{HOLD_SECONDS, Hold, ReleaseReport, release_block, release_node};
 pub use retry::Backoff;
 
 /// A key with its value.

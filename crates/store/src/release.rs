@@ -11,6 +11,9 @@ use ipnet::IpNet;
 
 use crate::{Store, StoreError};
 
+/// How long a block stays unclaimable after its release, in seconds.
+pub const HOLD_SECONDS: u64 = 24 * 3600;
+
 /// How long a released block stays unclaimable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hold {

@@ -4,6 +4,7 @@
 //! The parts of a step stand in [`super::own`] (blocks), [`super::register`] (record and sign of life) and
 //! [`super::publish`] (view and node file); here is what they share, and their order.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,8 +14,10 @@ use podway_model::keys::Key;
 use podway_model::node_file::NodeFile;
 use podway_store::Event as StoreEvent;
 
+use super::claims::ClaimIndex;
 use super::event::{Action, Event, Severity, Usage};
 use super::own::{Own, Phase};
+use super::pools::Pools;
 use super::publish::FileState;
 use super::register::LiveState;
 use super::table::Table;
@@ -42,7 +45,7 @@ pub(crate) struct Core {
     /// The store was wiped not long ago: until when no further blocks are claimed.
     pub(super) doubt: Option<Duration>,
     /// Contents before the store began to look wiped, and until when they stay in force.
-    suspicion: Option<(Box<Table>, Duration)>,
+    pub(super) suspicion: Option<(Box<Table>, Duration)>,
     pub(super) has_snapshot: bool,
     /// Why the store cannot be reached.
     pub(super) away: Option<String>,
@@ -58,6 +61,14 @@ pub(crate) struct Core {
     pub(super) writes: Writes,
     pub(super) file: FileState,
     pub(super) view: Arc<ClusterView>,
+    /// What follows from `table` alone.
+    pub(super) derived: Arc<Derived>,
+    /// What follows from the table in force, in the latest view.
+    pub(super) in_force: Arc<Pools>,
+    /// Whether `table` or `past` changed since `derived` was made.
+    is_stale: bool,
+    /// Whether they changed since the view was made.
+    pub(super) is_view_stale: bool,
     pub(super) problems: BTreeSet<String>,
     /// Collisions so far: moves the place where free blocks are looked for.
     pub(super) attempt: u64,
@@ -68,6 +79,13 @@ pub(crate) struct Core {
     pub(super) wall_offset: Option<i64>,
     time: Duration,
     refused: bool,
+}
+
+/// What follows from the store's contents: made once per change of them, not once per step.
+#[derive(Debug, Default)]
+pub(super) struct Derived {
+    pub(super) claims: ClaimIndex,
+    pub(super) pools: Pools,
 }
 
 impl Core {
@@ -100,6 +118,10 @@ impl Core {
             writes: Writes::default(),
             file,
             view: Arc::default(),
+            derived: Arc::default(),
+            in_force: Arc::default(),
+            is_stale: false,
+            is_view_stale: true,
             problems: BTreeSet::new(),
             attempt: 0,
             claim_not_before: Duration::ZERO,
@@ -151,14 +173,19 @@ impl Core {
             }
             Event::Tick => {}
         }
-        if self.past_until <= now {
-            self.past = None;
+        if self.past_until <= now && self.past.take().is_some() {
+            self.is_view_stale = true;
         }
         self.doubt = self.doubt.filter(|until| *until > now);
         let table = &self.table;
         self.writes.wake(now, |key| key.parse::<Key>().ok().and_then(|key| table.modified(&key)));
         if self.is_suspicious(out) {
             return;
+        }
+        if std::mem::take(&mut self.is_stale) {
+            let (claims, pools) = (ClaimIndex::new(&self.table), Pools::new(&self.table));
+            self.derived = Arc::new(Derived { claims, pools });
+            self.is_view_stale = true;
         }
         self.problems.clear();
         if self.has_snapshot {
@@ -194,14 +221,15 @@ impl Core {
     }
 
     /// What the store holds, with what it held before it was wiped.
-    pub(super) fn in_force(&self) -> Table {
+    pub(super) fn table_in_force(&self) -> Cow<'_, Table> {
         match &self.past {
-            Some(past) => self.table.with_past(past),
-            None => self.table.clone(),
+            Some(past) => Cow::Owned(self.table.with_past(past)),
+            None => Cow::Borrowed(&self.table),
         }
     }
 
     fn on_store(&mut self, event: StoreEvent, out: &mut Vec<Action>) {
+        self.is_stale |= matches!(event, StoreEvent::Snapshot { .. } | StoreEvent::Changes { .. });
         match event {
             StoreEvent::Snapshot { entries, revision } => {
                 let table = Table::from_snapshot(&entries, revision, &self.table);
@@ -261,6 +289,7 @@ impl Core {
             own.republish = true;
         }
         self.past = Some(before);
+        self.is_stale = true;
         self.past_until = self.time + PAST;
         self.doubt = Some(self.time + DOUBT);
     }

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -16,7 +17,6 @@ use podway_model::keys::Key;
 use super::core::Core;
 use super::event::{Action, Operation, Severity};
 use super::own::{Phase, block_size, low_water};
-use super::pools::Pools;
 
 /// How long a block that could be needed again is idle before it goes back: pods are replaced, nodes are drained and
 /// filled again, and each time claims would be written that every node reads.
@@ -32,7 +32,8 @@ impl Core {
         if !self.is_synced() || !self.can_write() || self.past.is_some() {
             return;
         }
-        let pools = Pools::new(&self.table);
+        let derived = Arc::clone(&self.derived);
+        let pools = &derived.pools;
         for v6 in [false, true] {
             let serving: BTreeSet<&ObjectName> =
                 pools.for_node(v6, &self.me.labels).into_iter().map(|(name, _)| name).collect();

@@ -23,6 +23,7 @@
 //! ([`FileState::is_closed`](super::publish::FileState::is_closed)). How a block goes back: [`super::give_back`].
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -30,19 +31,17 @@ use podway_model::cluster::{Claim, encode};
 use podway_model::ids::ObjectName;
 use podway_model::keys::Key;
 use podway_model::node_file::{BlockState, NodeBlock};
-use podway_store::Expect;
+use podway_store::{Expect, HOLD_SECONDS};
 
 use super::claims::{ClaimIndex, overlap};
 use super::core::Core;
 use super::event::{Action, Operation, Severity};
-use super::pools::{Pools, Taken, candidate};
+use super::pools::{Taken, candidate};
 
 /// Another block is claimed when fewer addresses than this can be leased, or than a quarter of a block.
 const LOW_WATER: u64 = 16;
 /// Blocks that one node may hold: 16,000 pods with blocks of the default size.
 const MAX_BLOCKS: usize = 256;
-/// How long a released block stays unclaimable, in seconds.
-const HOLD_SECONDS: u64 = 24 * 3600;
 
 /// A block of this node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,12 +89,11 @@ impl Own {
 impl Core {
     /// Compares the own blocks with the claims in the store.
     pub(super) fn follow_claims(&mut self, out: &mut Vec<Action>) {
-        let index = ClaimIndex::new(&self.table);
-        let mine: Vec<IpNet> =
-            self.table.claims.keys().filter(|(n, _)| *n == self.me.node).map(|k| k.1).collect();
+        let derived = Arc::clone(&self.derived);
+        let mine = self.table.claims_of(&self.me.node);
         let blocks: BTreeSet<IpNet> = self.own.keys().copied().chain(mine).collect();
         for block in blocks {
-            self.follow_block(block, &index, out);
+            self.follow_block(block, &derived.claims, out);
         }
     }
 
@@ -290,7 +288,8 @@ impl Core {
         if !self.is_synced() || self.doubt.is_some() {
             return;
         }
-        let pools = Pools::new(&self.table);
+        let derived = Arc::clone(&self.derived);
+        let pools = &derived.pools;
         if pools.usable.is_empty() {
             let text = "no usable pool in the store: no block can be claimed; `podwayctl apply` one";
             self.problems.insert(text.to_owned());
@@ -333,10 +332,10 @@ impl Core {
             self.problems.insert(format!("this node has {MAX_BLOCKS} blocks, the most that are allowed"));
             return;
         }
-        let claims = ClaimIndex::new(&self.table);
+        let derived = Arc::clone(&self.derived);
         let past = self.past.as_ref().map(ClaimIndex::new);
         let others: BTreeSet<IpNet> = self.holds().chain(self.own.keys().copied()).collect();
-        let taken = Taken { claims: &claims, past: past.as_ref(), others: &others };
+        let taken = Taken { claims: &derived.claims, past: past.as_ref(), others: &others };
         let found = pools.iter().find_map(|(name, pool)| {
             let fits = |block: &IpNet| pool.cidr.contains(block) && block.prefix_len() == pool.block_len();
             let earlier =

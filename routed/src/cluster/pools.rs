@@ -11,7 +11,7 @@ use super::claims::{ClaimIndex, overlap};
 use super::table::{Stored, Table};
 
 /// The pools as every reader sees them alike.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Pools {
     /// Usable ones.
     pub(crate) usable: BTreeMap<ObjectName, Pool>,

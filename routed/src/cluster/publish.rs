@@ -1,7 +1,7 @@
 //! What the core hands out: the view for the other parts of `routed`, and the node file for the CNI plugin.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -98,34 +98,57 @@ impl FileState {
 impl Core {
     /// Hands out what has changed.
     pub(super) fn publish(&mut self, now: Duration, out: &mut Vec<Action>) {
-        let view = self.make_view();
-        if *self.view != view {
-            self.view = Arc::new(view);
-            out.push(Action::Publish);
+        // What others are is taken from the latest view unless the store changed: most steps are about this node.
+        let base = if std::mem::take(&mut self.is_view_stale) { Some(self.base_view()) } else { None };
+        self.collect_problems();
+        let own = self.own_view();
+        if base.is_some() || !own.is_part_of(&self.view) {
+            let mut view = base.unwrap_or_else(|| (*self.view).clone());
+            own.put_into(&mut view);
+            if *self.view != view {
+                self.view = Arc::new(view);
+                out.push(Action::Publish);
+            }
         }
         self.write_node_file(now, out);
     }
 
-    fn make_view(&mut self) -> ClusterView {
-        let table = self.in_force();
-        let pools = Pools::new(&table);
-        self.collect_problems(&table, &pools);
+    /// The part that follows from the store alone.
+    fn base_view(&mut self) -> ClusterView {
+        let table = self.table_in_force();
+        let pools = match &self.past {
+            Some(_) => Arc::new(Pools::new(&table)),
+            None => Arc::new(self.derived.pools.clone()),
+        };
+        let view = ClusterView {
+            revision: table.revision,
+            nodes: self.nodes(&table),
+            config: table.config.as_ref().map(|stored| stored.value.clone()).unwrap_or_default(),
+            pools: pools.usable.clone(),
+            reflectors: table
+                .reflectors
+                .iter()
+                .map(|(node, stored)| (node.clone(), stored.value.clone()))
+                .collect(),
+            peers: table.peers.iter().map(|(name, stored)| (name.clone(), stored.value.clone())).collect(),
+            ..ClusterView::default()
+        };
+        self.in_force = pools;
+        view
+    }
+
+    fn own_view(&self) -> OwnView {
         let in_order = self.blocks_in_order();
         let own_blocks = in_order.iter().map(|(block, own)| OwnBlock {
             cidr: *block,
             pool: own.pool.clone(),
-            state: self.state(own, &pools),
+            state: self.state(own, &self.in_force),
         });
-        let own_blocks = own_blocks.collect();
         let (tunnel_v4, tunnel_v6) = (self.tunnel(&in_order, false), self.tunnel(&in_order, true));
-        ClusterView {
+        OwnView {
             synced: self.is_synced(),
-            revision: table.revision,
             store: self.store_in_words(),
-            nodes: self.nodes(&table),
-            config: table.config.map(|stored| stored.value).unwrap_or_default(),
-            pools: pools.usable,
-            own_blocks,
+            own_blocks: own_blocks.collect(),
             tunnel_v4: tunnel_v4.and_then(|address| match address {
                 IpAddr::V4(v4) => Some(v4),
                 IpAddr::V6(_) => None,
@@ -134,8 +157,6 @@ impl Core {
                 IpAddr::V4(_) => None,
                 IpAddr::V6(v6) => Some(v6),
             }),
-            reflectors: table.reflectors.into_iter().map(|(node, stored)| (node, stored.value)).collect(),
-            peers: table.peers.into_iter().map(|(name, stored)| (name, stored.value)).collect(),
             problems: self.problems.iter().cloned().collect(),
         }
     }
@@ -156,8 +177,9 @@ impl Core {
         }
     }
 
-    fn collect_problems(&mut self, table: &Table, pools: &Pools) {
-        for (key, bad) in &table.bad {
+    fn collect_problems(&mut self) {
+        let pools = Arc::clone(&self.in_force);
+        for (key, bad) in &self.table.bad {
             self.problems.insert(format!("{key}: ignoring it: {}", bad.reason));
         }
         self.problems.extend(pools.problems.iter().cloned());
@@ -176,7 +198,7 @@ impl Core {
                     continue;
                 }
                 self.problems.insert(format!("block {block} is lost, and pods live in it"));
-            } else if self.state(own, pools) == OwnBlockState::Draining
+            } else if self.state(own, &pools) == OwnBlockState::Draining
                 && !pools.usable.contains_key(&own.pool)
             {
                 let text = "is not usable any more: no new pods in it";
@@ -341,6 +363,30 @@ impl Core {
             assignment: pool.assignment,
         });
         pools.collect()
+    }
+}
+
+/// The part of the view that is about this node, or changes without the store.
+struct OwnView {
+    synced: bool,
+    store: String,
+    own_blocks: Vec<OwnBlock>,
+    tunnel_v4: Option<Ipv4Addr>,
+    tunnel_v6: Option<Ipv6Addr>,
+    problems: Vec<String>,
+}
+
+impl OwnView {
+    fn is_part_of(&self, view: &ClusterView) -> bool {
+        let Self { synced, store, own_blocks, tunnel_v4, tunnel_v6, problems } = self;
+        (synced, store, own_blocks) == (&view.synced, &view.store, &view.own_blocks)
+            && (tunnel_v4, tunnel_v6, problems) == (&view.tunnel_v4, &view.tunnel_v6, &view.problems)
+    }
+
+    fn put_into(self, view: &mut ClusterView) {
+        let Self { synced, store, own_blocks, tunnel_v4, tunnel_v6, problems } = self;
+        (view.synced, view.store, view.own_blocks) = (synced, store, own_blocks);
+        (view.tunnel_v4, view.tunnel_v6, view.problems) = (tunnel_v4, tunnel_v6, problems);
     }
 }
 

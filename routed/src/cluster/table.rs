@@ -157,10 +157,13 @@ impl Table {
 
     /// Whether a batch of changes could take the last pool, node or claim away.
     pub(crate) fn may_be_emptied_by(&self, changes: &[Change]) -> bool {
-        let least =
-            [self.pools.len(), self.nodes.len(), self.claims.len()].into_iter().filter(|n| *n > 0).min();
-        let deleted = changes.iter().filter(|change| matches!(change, Change::Delete { .. })).count();
-        least.is_some_and(|least| deleted >= least)
+        let kinds =
+            [("pools/", self.pools.len()), ("nodes/", self.nodes.len()), ("claims/", self.claims.len())];
+        kinds.into_iter().any(|(prefix, held)| {
+            let is_gone =
+                |change: &&Change| matches!(change, Change::Delete { key } if key.starts_with(prefix));
+            held > 0 && changes.iter().filter(is_gone).count() >= held
+        })
     }
 
     /// Whether the last pool, node or claim has gone since `before`, in a store that held all three.
@@ -195,6 +198,13 @@ impl Table {
             Key::Reflector(node) => keep(&mut self.reflectors, &before.reflectors, node),
             _ => {}
         }
+    }
+
+    /// Blocks that a node claims.
+    pub(crate) fn claims_of(&self, node: &NodeName) -> impl Iterator<Item = IpNet> {
+        // 0.0.0.0/0 is the lowest block: keys are in the order of nodes, then blocks.
+        let first = (node.clone(), IpNet::from(ipnet::Ipv4Net::default()));
+        self.claims.range(first..).take_while(move |((n, _), _)| n == node).map(|((_, block), _)| *block)
     }
 
     /// Revision of the last change of a key, whether its value can be used or not.

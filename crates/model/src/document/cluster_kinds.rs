@@ -7,10 +7,10 @@ use ipnet::IpNet;
 use super::reader::{Field, Map};
 use super::{CLUSTER_CONFIG_NAME, Document, Kind, labels};
 use crate::cluster::{
-    Assignment, Backend, BgpConfig, BgpPeer, ClusterConfig, MasqueradeConfig, PolicyConfig, PolicyMode,
-    PolicyTimeout, Pool, Reflector, Topology, VxlanConfig,
+    Assignment, Backend, BgpConfig, BgpPeer, ClusterConfig, Inventory, MasqueradeConfig, PolicyConfig,
+    PolicyMode, PolicyTimeout, Pool, Reflector, Topology, VxlanConfig,
 };
-use crate::ids::{Asn, Mtu, Vni};
+use crate::ids::{Asn, Mtu, NodeName, Vni};
 use crate::k8s::LabelSelector;
 
 const OBJECT_NAME: &str = "a name (lower-case letters, digits, '-' and '.', at most 253 characters)";
@@ -66,6 +66,7 @@ fn cluster_config(field: &Field<'_>) -> Option<ClusterConfig> {
     let bgp = map.or("bgp", BgpConfig::default(), bgp);
     let masquerade = map.or("masquerade", MasqueradeConfig::default(), masquerade);
     let policy = map.or("policy", PolicyConfig::default(), policy);
+    let inventory = map.maybe("inventory", inventory);
     map.refuse_unknown();
     Some(ClusterConfig {
         backend: backend?,
@@ -74,7 +75,25 @@ fn cluster_config(field: &Field<'_>) -> Option<ClusterConfig> {
         bgp: bgp?,
         masquerade: masquerade?,
         policy: policy?,
+        inventory: inventory?,
     })
+}
+
+fn inventory(field: &Field<'_>) -> Option<Inventory> {
+    let map = field.map("the nodes that there are")?;
+    let expected = "a list of at least one node";
+    let nodes = map.required("nodes", expected).and_then(|f| {
+        let names = f.list(expected, |f| f.parse::<NodeName>("the name of a node"))?;
+        if names.is_empty() {
+            f.wrong(expected);
+        }
+        (!names.is_empty()).then(|| names.into_iter().collect())
+    });
+    let grace_seconds = map.or("graceSeconds", Inventory::GRACE_SECONDS, |f| {
+        number(f, "60 seconds or more", |n: u32| (n >= 60).then_some(n))
+    });
+    map.refuse_unknown();
+    Some(Inventory { nodes: nodes?, grace_seconds: grace_seconds? })
 }
 
 fn vxlan(field: &Field<'_>) -> Option<VxlanConfig> {

@@ -1,1 +1,75 @@
-//! Simulation.
+//! Fifty cores in one thread, in virtual time, seeded: partitions, crashes at any action, reboots, clock jumps,
+//! compactions, relists, prefixes that fall behind each other, writes that come late, twice thought about or never,
+//! releases, wipes and restores of the store.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`world`] | time, the store, what reaches whom and when |
+//! | [`node`] | one node: core, disk, pods |
+//! | [`chaos`] | what goes wrong, and what operators do |
+//! | [`checks`] | the invariants |
+//!
+//! `PODWAY_SEEDS=1000 cargo test -p routed --profile ci cluster::tests::sim` runs more seeds, `PODWAY_SEED=7` one.
+
+mod chaos;
+mod checks;
+mod node;
+mod world;
+
+use world::{Bug, World};
+
+/// Seeds that run with every test.
+const SEEDS: u64 = 5;
+/// Seeds within which a planted bug must be found.
+const ENOUGH: u64 = 8;
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+#[test]
+fn the_invariants_hold_whatever_happens() {
+    let seeds = match number("PODWAY_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("PODWAY_SEEDS").unwrap_or(SEEDS),
+    };
+    for seed in seeds {
+        println!("seed {seed}");
+        let mut world = World::new(seed, None);
+        if let Err(failure) = world.run() {
+            panic!("PODWAY_SEED={seed}: {failure}\n{}", world.story());
+        }
+        println!("  {}", world.summary());
+    }
+}
+
+/// The simulation must find `bug`, and by the invariant that is there for it.
+fn is_found(bug: Bug, by: &[&str]) {
+    let found = (0..ENOUGH).find_map(|seed| Some((seed, World::new(seed, Some(bug)).run().err()?)));
+    let (seed, failure) = found.unwrap_or_else(|| panic!("{bug:?} not found in {ENOUGH} seeds"));
+    println!("{bug:?}, seed {seed}: {failure}");
+    assert!(by.iter().any(|by| failure.contains(by)), "{bug:?} found as: {failure}");
+}
+
+#[test]
+fn a_skipped_comparison_of_claims_is_found() {
+    is_found(Bug::CompareSkipped, &["in two node files", "both confirmed"]);
+}
+
+#[test]
+fn a_store_that_skips_conditions_is_found() {
+    is_found(
+        Bug::ConditionSkipped,
+        &["in two node files", "both confirmed", "has no block", "not what the store"],
+    );
+}
+
+#[test]
+fn a_delete_before_sync_is_found() {
+    is_found(Bug::DeleteBeforeSync, &["left the view"]);
+}
+
+#[test]
+fn a_reused_revision_is_found() {
+    is_found(Bug::RevisionReused, &["in two node files", "both confirmed", "was never deleted", "views of"]);
+}
