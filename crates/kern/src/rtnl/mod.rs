@@ -24,7 +24,7 @@ pub use link::{Ipv4Setting, Link, LinkChange, LinkRef, VethEnd, VxlanParams, Vxl
 pub use neighbour::{FdbEntry, Neighbour};
 pub use nexthop::{NextHop, NextHopInfo};
 pub use request::Request;
-pub use route::{Route, RouteFilter, RouteKey, RouteKind, TABLE_MAIN, V6_DEFAULT_METRIC};
+pub use route::{Route, RouteFilter, RouteKey, RouteKind, TABLE_LOCAL, TABLE_MAIN, V6_DEFAULT_METRIC};
 
 pub(crate) use address::decode as decode_address;
 pub(crate) use link::decode as decode_link_message;

@@ -11,6 +11,8 @@ use netlink_packet_route::route::{
 
 /// The main routing table (RT_TABLE_MAIN).
 pub const TABLE_MAIN: u32 = 254;
+/// The table of a node's own addresses (RT_TABLE_LOCAL).
+pub const TABLE_LOCAL: u32 = 255;
 /// Metric that the kernel gives an IPv6 route that asks for none (IP6_RT_PRIO_USER).
 pub const V6_DEFAULT_METRIC: u32 = 1024;
 
@@ -23,6 +25,8 @@ pub enum RouteKind {
     Blackhole,
     /// Drops it and answers with an ICMP unreachable.
     Unreachable,
+    /// Takes it for the node's own. Made, never read back: the kernel has many of these.
+    Local,
 }
 
 /// A route.
@@ -52,6 +56,8 @@ pub struct Route {
     pub source: Option<IpAddr>,
     /// MTU metric in bytes.
     pub mtu: Option<u32>,
+    /// Maximum segment size that TCP advertises, in bytes.
+    pub advmss: Option<u32>,
 }
 
 impl Route {
@@ -70,6 +76,7 @@ impl Route {
             onlink: false,
             source: None,
             mtu: None,
+            advmss: None,
         }
     }
 
@@ -101,6 +108,7 @@ impl std::fmt::Display for Route {
             RouteKind::Unicast => {}
             RouteKind::Blackhole => f.write_str("blackhole ")?,
             RouteKind::Unreachable => f.write_str("unreachable ")?,
+            RouteKind::Local => f.write_str("local ")?,
         }
         write!(f, "{}", self.destination)?;
         if let Some(id) = self.next_hop {
@@ -138,6 +146,7 @@ pub(super) fn encode(route: &Route) -> RouteMessage {
         RouteKind::Unicast => RouteType::Unicast,
         RouteKind::Blackhole => RouteType::BlackHole,
         RouteKind::Unreachable => RouteType::Unreachable,
+        RouteKind::Local => RouteType::Local,
     };
     message.header.scope = if route.scope_link && !v6 { RouteScope::Link } else { RouteScope::Universe };
     if route.onlink {
@@ -153,7 +162,12 @@ pub(super) fn encode(route: &Route) -> RouteMessage {
     attributes.extend(route.gateway.map(|ip| RouteAttribute::Gateway(ip.into())));
     attributes.extend(route.interface.map(RouteAttribute::Oif));
     attributes.extend(route.source.map(|ip| RouteAttribute::PrefSource(ip.into())));
-    attributes.extend(route.mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])));
+    let mut metrics = Vec::new();
+    metrics.extend(route.mtu.map(RouteMetric::Mtu));
+    metrics.extend(route.advmss.map(RouteMetric::Advmss));
+    if !metrics.is_empty() {
+        attributes.push(RouteAttribute::Metrics(metrics));
+    }
     message
 }
 
@@ -221,10 +235,13 @@ pub(crate) fn decode(message: RouteMessage) -> Option<Route> {
             RouteAttribute::Oif(index) => route.interface = Some(index),
             RouteAttribute::PrefSource(address) => route.source = ip(&address),
             RouteAttribute::Metrics(metrics) => {
-                route.mtu = metrics.iter().find_map(|metric| match metric {
-                    RouteMetric::Mtu(mtu) => Some(*mtu),
-                    _ => None,
-                });
+                for metric in metrics {
+                    match metric {
+                        RouteMetric::Mtu(mtu) => route.mtu = Some(mtu),
+                        RouteMetric::Advmss(advmss) => route.advmss = Some(advmss),
+                        _ => {}
+                    }
+                }
             }
             RouteAttribute::MultiPath(_) if route.next_hop.is_none() => return None,
             _ => {}
