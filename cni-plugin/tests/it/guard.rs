@@ -143,7 +143,7 @@ fn a_pod_is_no_router_for_its_node() {
 
 /// A policy that lets pods speak and answers come back, and nothing else: what an established entry is worth.
 const POLICY: &str = "table inet test-policy { chain forward { type filter hook forward priority filter; \
-                      ct state established,related accept; iifgroup 112 accept; oifgroup 112 counter drop\n} }";
+                      ct state established,related accept; iifgroup 112 accept; oifgroup 112 counter drop; }; }";
 
 /// How the first pod's DEL leaves its address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
