@@ -20,10 +20,10 @@ use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
 use podway_ipam::store::since_boot;
-use podway_ipam::{Grant, Request as LeaseRequest};
+use podway_ipam::{Grant, LeaseError, LeaseStore, Refusal, Request as LeaseRequest};
 use podway_kern::conntrack::Conntrack;
 use podway_kern::rtnl::{Link, Request, Rtnl};
-use podway_kern::{Errno, KernelError};
+use podway_kern::{Errno, KernelError, MissingIsFine as _};
 use podway_model::SCHEMA;
 use podway_model::cluster::{PolicyMode, PolicyTimeout};
 use podway_model::endpoint::EndpointRecord;
@@ -55,13 +55,19 @@ const OTHER_INDEX_ATTEMPTS: u32 = 8;
 /// Attaches a pod and returns the result.
 pub fn add(network: &Network, target: &Target) -> Result<Value, CniError> {
     let mut conf = network.for_add()?;
-    conf.ips.extend(target.ip);
+    conf.ips.extend(&target.ips);
+    if conf.ips.is_empty() {
+        conf.ips.clone_from(&conf.annotations.ips);
+    }
+    let mac = conf.mac.or(target.mac).or(conf.annotations.mac);
+    conf.settings.mac = mac.or(conf.settings.mac);
     let netns = netns::open(target)?;
     let node = Node::here()?;
     let mut tables = Tables::look()?;
     let mut rtnl = Rtnl::open()?;
     let (file, grant) = lease(&node, &mut rtnl, network, &conf, target, &mut tables)?;
-    let wiring = Wiring::new(&target.attachment, mtu(&conf, &file)?, grant.lease.ips().collect());
+    let settings = conf.settings.clone();
+    let wiring = Wiring::new(&target.attachment, mtu(&conf, &file)?, grant.lease.ips().collect(), settings);
     let mut record = record(&node, network, target, &wiring);
     record.host_ports = conf.host_ports;
     let made = wire(&node, &mut rtnl, &record, &conf.rates, target, &netns, &wiring, &grant, &file);
@@ -121,18 +127,42 @@ fn lease(
     tables.ensure_guard()?;
     let namespace = target.pod.as_ref().and_then(|pod| pod.namespace.parse::<NamespaceName>().ok());
     let of_namespace = namespace.and_then(|namespace| file.namespace_pools.get(&namespace));
+    let base = of_namespace.filter(|pools| !pools.is_empty()).unwrap_or(&conf.pools);
     let request = LeaseRequest {
-        attachment: target.attachment.clone(),
-        network: network.name.clone(),
-        pools: if conf.pools.is_empty() {
-            of_namespace.cloned().unwrap_or_default()
-        } else {
-            conf.pools.clone()
-        },
+        pools: conf.annotations.pools(base, &file).map_err(|text| unknown_pool(&text, &file))?,
         addresses: conf.ips.clone(),
+        ranges: conf.ranges.clone(),
+        reserved: conf.reserved.clone(),
+        ..LeaseRequest::new(target.attachment.clone(), network.name.clone())
     };
-    let grant = leases.lease(&file, &request, since_boot()).map_err(CniError::from)?;
-    Ok((file, grant))
+    let mut granted = leases.lease(&file, &request, since_boot());
+    let is_full = matches!(&granted, Err(LeaseError::Refused(Refusal::Exhausted { .. })));
+    if is_full || leases.ledger().is_nearly_full(&file, &request, since_boot()) {
+        let ended = collect_stale(node, rtnl, &mut leases)?;
+        if is_full && ended > 0 {
+            granted = leases.lease(&file, &request, since_boot());
+        }
+    }
+    Ok((file, granted.map_err(CniError::from)?))
+}
+
+/// Ends leases whose pods are gone without a DEL, and says how many: see `podway_ipam::stale`.
+fn collect_stale(node: &Node, rtnl: &mut Rtnl, leases: &mut LeaseStore) -> Result<usize, CniError> {
+    let present = node.present(rtnl)?;
+    let ended = leases.collect_stale(&present, since_boot())?;
+    for lease in &ended {
+        node.records().remove(&lease.attachment)?;
+    }
+    Ok(ended.len())
+}
+
+/// An annotation names what is no pool of this node.
+fn unknown_pool(text: &str, file: &NodeFile) -> CniError {
+    let known: Vec<String> = file.pools.iter().map(|pool| format!("{} ({})", pool.name, pool.cidr)).collect();
+    let mut mistakes = Mistakes::default();
+    let expected = format!("a pool of this node, one of {},", known.join(", "));
+    mistakes.add("network configuration", "annotation ipv4pools or ipv6pools", format!("{text:?}"), expected);
+    CniError::config(&mistakes)
 }
 
 #[expect(clippy::too_many_arguments, reason = "the steps of one sequence share what the look found out")]
@@ -169,7 +199,7 @@ fn wire(
     rtnl.run_all(&requests)?;
     let mut inside = netns.visit(|| bring_pod_up(wiring, peer))?;
     wait_for_carrier(rtnl, &link)?;
-    wait_for_addresses(&mut inside, wiring)?;
+    wait_for_addresses(&mut inside, wiring, peer)?;
     if !record.host_ports.is_empty() {
         ports::open(node, rtnl, record)?;
     }
@@ -220,7 +250,8 @@ fn make_pair(rtnl: &mut Rtnl, netns: &PodNetNs, target: &Target, wiring: &Wiring
     // count up, so the next pair would have equal ones again. The kernel takes the pod's index from us only if it
     // gets the node's, too: that one is free now.
     for attempt in 0..OTHER_INDEX_ATTEMPTS {
-        teardown::remove_link(rtnl, &target.attachment)?;
+        // Not handed over to a child: the index is to be used again, and nobody may delete it later.
+        rtnl.run(Request::DeleteLink(link.index.into())).missing_is_fine()?;
         match create(rtnl, netns, wiring, Some((link.index, OTHER_INDEX + attempt))) {
             // Somebody has one of them.
             Err(e) if e.is_exists() || e.errno() == Some(Errno::EBUSY) => {}
@@ -302,34 +333,42 @@ fn bring_pod_up(wiring: &Wiring, index: u32) -> Result<Rtnl, CniError> {
 /// without a carrier, to its link watch, which works at its leisure; until then what the node sends to the pod is
 /// dropped. Asking for a link has the kernel do it now (since Linux 6.8; before that, asking again waits for it).
 fn wait_for_carrier(rtnl: &mut Rtnl, link: &Link) -> Result<(), CniError> {
-    wait_for(&format_args!("{} has no carrier", link.name), || {
-        let now = rtnl.link(link.index)?;
-        Ok(now.is_some_and(|now| now.operational))
-    })
+    const PATIENCE: Duration = Duration::from_secs(10);
+    let look = || Ok(rtnl.link(link.index)?.is_some_and(|now| now.operational));
+    if wait_for(PATIENCE, look)? {
+        return Ok(());
+    }
+    Err(CniError::new(Code::Kernel, format!("{}: has no carrier after {} s", link.name, PATIENCE.as_secs())))
 }
 
-/// The kernel hands a new IPv6 address to a worker; until then packets to it are dropped.
-fn wait_for_addresses(inside: &mut Rtnl, wiring: &Wiring) -> Result<(), CniError> {
+/// The kernel hands a new IPv6 address to a worker, which makes the route by which packets to it are the pod's; until
+/// then they are dropped. The worker waits for the same lock as every ADD and DEL on the machine, so where it is not
+/// quick, its route is made here, behind the one that it will make.
+fn wait_for_addresses(inside: &mut Rtnl, wiring: &Wiring, index: u32) -> Result<(), CniError> {
+    const PATIENCE: Duration = Duration::from_millis(20);
     for address in wiring.addresses.iter().filter(|address| address.is_ipv6()) {
-        wait_for(&format_args!("{address} is not in use in the pod"), || inside.is_local(*address))?;
+        if !wait_for(PATIENCE, || inside.is_local(*address))? {
+            inside
+                .run(Request::AddRoute(wiring.local_route(*address, index)))
+                .or_else(|e| if e.is_exists() { Ok(()) } else { Err(e) })?;
+        }
     }
     Ok(())
 }
 
-/// Waits for what the kernel does by itself in a moment. The first look is nearly always enough.
+/// Waits for what the kernel does by itself in a moment, and says whether it did. The first look is nearly always
+/// enough.
 fn wait_for(
-    what_else: &dyn std::fmt::Display,
+    patience: Duration,
     mut look: impl FnMut() -> Result<bool, KernelError>,
-) -> Result<(), CniError> {
-    const PATIENCE: Duration = Duration::from_secs(2);
+) -> Result<bool, KernelError> {
     const PAUSE: Duration = Duration::from_micros(200);
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience;
     while !look()? {
         if Instant::now() > deadline {
-            let message = format!("{what_else} after {} s", PATIENCE.as_secs());
-            return Err(CniError::new(Code::Kernel, message));
+            return Ok(false);
         }
         std::thread::sleep(PAUSE);
     }
-    Ok(())
+    Ok(true)
 }

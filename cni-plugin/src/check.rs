@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use podway_kern::KernelError;
-use podway_kern::rtnl::{Link, RouteFilter, Rtnl, TABLE_MAIN};
+use podway_kern::rtnl::{Link, RouteFilter, Rtnl};
 use podway_kern::sysctl::Sysctl;
 use podway_model::endpoint::EndpointRecord;
 use podway_model::names::POD_GROUP;
@@ -15,6 +15,7 @@ use crate::env::Target;
 use crate::error::{CniError, Code};
 use crate::node::Node;
 use crate::plugins::{bandwidth, ports};
+use crate::settings::Settings;
 use crate::tables::Tables;
 use crate::wiring::Wiring;
 use crate::{netns, result, teardown};
@@ -25,12 +26,14 @@ type Differences = Vec<String>;
 /// Compares an attachment with what ADD made of it and with the result that it gave.
 pub fn check(network: &Network, target: &Target) -> Result<(), CniError> {
     let previous = network.previous()?;
+    let conf = network.for_add()?;
     let netns = netns::open(target)?;
     let node = Node::here()?;
     let mut wrong = Differences::new();
     let record = check_state(&node, network, target, previous, &mut wrong)?;
     if let Some(record) = record {
-        let wiring = Wiring::new(&target.attachment, record.mtu, record.addresses.clone());
+        let settings = Settings { mac: Some(record.mac), ..conf.settings };
+        let wiring = Wiring::new(&target.attachment, record.mtu, record.addresses.clone(), settings);
         let mut rtnl = Rtnl::open()?;
         let peer = check_host(&mut rtnl, target, &wiring, &mut wrong)?;
         wrong.extend(ports::differences(&mut rtnl, network, &record, peer.as_ref())?);
@@ -55,7 +58,7 @@ fn check_state(
     previous: &Map<String, Value>,
     wrong: &mut Differences,
 ) -> Result<Option<EndpointRecord>, CniError> {
-    let lease = node.leases()?.ledger().lease_of(&target.attachment).cloned();
+    let lease = node.look_at_leases()?.ledger().lease_of(&target.attachment).cloned();
     let record = match node.records().read(&target.attachment) {
         Ok(record) => record,
         Err(error) => {
@@ -112,6 +115,9 @@ fn check_host(
     }
     check_link(&link, wiring.mtu.bytes(), wiring.host_mac(), wrong);
     compare(&format!("{name}: group"), &link.group, &POD_GROUP, wrong);
+    if let Some(queues) = wiring.queues() {
+        compare(&format!("{name}: queues"), &link.tx_queues, &queues, wrong);
+    }
     check_tables(rtnl, wiring, Side::Host, &link, wrong)?;
     check_sysctls(name, &wiring.host_sysctls(), wrong);
     Ok(Some(link))
@@ -170,11 +176,15 @@ fn check_tables(
     for neighbour in neighbours.iter().filter(|wanted| !found.contains(wanted)) {
         wrong.push(format!("{name}: neighbour {} lladdr {} is missing", neighbour.address, neighbour.mac));
     }
-    let found = rtnl.routes(RouteFilter { table: Some(TABLE_MAIN), protocol: None })?;
+    let found = rtnl.routes(RouteFilter { table: None, protocol: None })?;
     for route in &routes {
         // The metric may be a second interface's.
         let there = found.iter().any(|r| {
-            r.destination == route.destination && r.interface == Some(index) && r.gateway == route.gateway
+            r.destination == route.destination
+                && r.table == route.table
+                && r.interface == Some(index)
+                && r.gateway == route.gateway
+                && (r.mtu, r.advmss) == (route.mtu, route.advmss)
         });
         if !there {
             wrong.push(format!("{name}: route {} is missing", route.destination));

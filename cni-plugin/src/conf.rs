@@ -8,19 +8,22 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use podway_ipam::Attachment;
 use podway_model::endpoint::HostPort;
-use podway_model::ids::{Mtu, NetworkName, ObjectName};
+use podway_model::ids::{MacAddr, Mtu, NetworkName, ObjectName};
 use podway_model::mistakes::Mistakes;
 use serde_json::{Map, Value};
 
 use crate::error::{CniError, Code};
 use crate::plugins::bandwidth::{self, Rates};
 use crate::plugins::ports;
+use crate::settings::{self, Annotations, Settings};
 use crate::version::SpecVersion;
 
 /// Most bytes of standard input that are read.
 pub const MAX_INPUT: u64 = 4 << 20;
 
-const SOURCE: &str = "network configuration";
+/// Where mistakes are, in messages.
+pub(crate) const SOURCE: &str = "network configuration";
+const OWN_KEYS: &str = "one of mac, mtu, pools, queues, reserved, routes, sysctlAllow, sysctls";
 const VALID_ATTACHMENTS: &str = "cni.dev/valid-attachments";
 
 /// What every verb needs of the configuration.
@@ -40,12 +43,22 @@ pub struct AddConf {
     pub mtu: Option<Mtu>,
     /// `podway.pools`: pools to choose from, instead of the namespace's or the node's.
     pub pools: Vec<ObjectName>,
+    /// `podway.reserved`: addresses that are given only to those who ask for them.
+    pub reserved: Vec<IpNet>,
     /// Addresses asked for: `runtimeConfig.ips`, then `args.cni.ips`.
     pub ips: Vec<IpAddr>,
     /// `runtimeConfig.portMappings`: ports of the node that lead to the pod.
     pub host_ports: Vec<HostPort>,
     /// `runtimeConfig.bandwidth`: what the pod may receive and send.
     pub rates: Rates,
+    /// `runtimeConfig.ipRanges`: first and last addresses.
+    pub ranges: Vec<(IpAddr, IpAddr)>,
+    /// How the interface shall look.
+    pub settings: Settings,
+    /// Ethernet address asked for: `runtimeConfig.mac`, then `args.cni.mac`.
+    pub mac: Option<MacAddr>,
+    /// What the pod's annotations wish.
+    pub annotations: Annotations,
     /// `dns`, with `runtimeConfig.dns` before it: goes into the result as it is.
     pub dns: Map<String, Value>,
     /// Result of the plugin before us in the chain.
@@ -115,20 +128,41 @@ impl Network {
         self.refuse_unsupported()?;
         let mut mistakes = Mistakes::default();
         let mut conf = AddConf::default();
-        if let Some(own) = self.section("podway", &mut mistakes) {
-            for (key, value) in own {
-                match key.as_str() {
-                    "mtu" => conf.mtu = mtu(value, &mut mistakes),
-                    "pools" => conf.pools = pools(value, &mut mistakes),
-                    other => mistakes.add(SOURCE, format!("podway.{other}"), "this key", "one of mtu, pools"),
-                }
+        let mut allow = None;
+        for (key, value) in self.section("podway", &mut mistakes).into_iter().flatten() {
+            match key.as_str() {
+                "mtu" => conf.mtu = mtu(value, &mut mistakes),
+                "pools" => conf.pools = pools(value, &mut mistakes),
+                "reserved" => conf.reserved = prefixes(value, &mut mistakes),
+                other if settings::read_own(other, value, &mut conf.settings, &mut allow, &mut mistakes) => {}
+                other => mistakes.add(SOURCE, format!("podway.{other}"), "this key", OWN_KEYS),
             }
         }
         let runtime = self.section("runtimeConfig", &mut mistakes);
         let args = self.section("args", &mut mistakes);
+        if let Some(runtime) = runtime {
+            conf.annotations = Annotations::read(runtime, &mut mistakes);
+            if let Some(value) = runtime.get("ipRanges").filter(|value| !is_empty(value)) {
+                conf.ranges = settings::ranges(value, &mut mistakes);
+            }
+        }
+        settings::check_sysctls(&mut conf.settings, &conf.annotations, allow.as_deref(), &mut mistakes);
+        let in_args = |key: &str| args.and_then(|args| args.get("cni")?.get(key));
+        for (field, value) in
+            [("runtimeConfig.mac", runtime.and_then(|r| r.get("mac"))), ("args.cni.mac", in_args("mac"))]
+        {
+            let Some(value) = value.filter(|value| !is_empty(value) && conf.mac.is_none()) else { continue };
+            conf.mac = match value.as_str() {
+                Some(text) => settings::mac(text, field, &mut mistakes),
+                None => {
+                    mistakes.add(SOURCE, field, kind(value), "text");
+                    None
+                }
+            };
+        }
         let lists = [
             ("runtimeConfig.ips", runtime.and_then(|section| section.get("ips"))),
-            ("args.cni.ips", args.and_then(|section| section.get("cni")).and_then(|cni| cni.get("ips"))),
+            ("args.cni.ips", in_args("ips")),
         ];
         for (field, list) in lists {
             conf.ips.extend(list.map(|list| addresses(list, field, &mut mistakes)).unwrap_or_default());
@@ -214,16 +248,6 @@ impl Network {
         {
             return refuse("ipam.type", kind, "addresses come from the node's own blocks: leave ipam out");
         }
-        let Some(runtime) = self.object.get("runtimeConfig").and_then(Value::as_object) else {
-            return Ok(());
-        };
-        for (key, hint) in
-            [("mac", "the address is derived from the container id"), ("ipRanges", "use pools")]
-        {
-            if let Some(value) = runtime.get(key).filter(|value| !is_empty(value)) {
-                return refuse(&format!("runtimeConfig.{key}"), value, hint);
-            }
-        }
         Ok(())
     }
 
@@ -299,6 +323,22 @@ fn addresses(value: &Value, field: &str, mistakes: &mut Mistakes) -> Vec<IpAddr>
     all
 }
 
+fn prefixes(value: &Value, mistakes: &mut Mistakes) -> Vec<IpNet> {
+    let Value::Array(list) = value else {
+        mistakes.add(SOURCE, "podway.reserved", kind(value), "a list of prefixes");
+        return Vec::new();
+    };
+    let parse = |text: &str| text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).ok();
+    let mut all: Vec<IpNet> = Vec::with_capacity(list.len());
+    for (i, item) in list.iter().enumerate() {
+        match item.as_str().and_then(parse) {
+            Some(net) => all.push(net),
+            None => mistakes.add(SOURCE, format!("podway.reserved[{i}]"), item, "a prefix or an address"),
+        }
+    }
+    all
+}
+
 fn text<'a>(value: &'a Value, field: &str, mistakes: &mut Mistakes) -> Option<&'a str> {
     if value.as_str().is_none() {
         mistakes.add(SOURCE, field, kind(value), "text");
@@ -316,7 +356,8 @@ fn is_empty(value: &Value) -> bool {
     }
 }
 
-fn kind(value: &Value) -> &'static str {
+/// What a value is, in words.
+pub(crate) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "true or false",
@@ -371,7 +412,7 @@ mod tests {
         assert_eq!(error.code, Code::Config);
         for part in [
             "podway.mtu: -1 found",
-            "podway.colour: this key found, one of mtu, pools expected",
+            "podway.colour: this key found, one of mac, mtu, pools,",
             "podway.pools[0]: \"A\" found",
             "podway.pools[1]: 1 found",
         ] {
@@ -392,14 +433,9 @@ mod tests {
 
     #[test]
     fn what_is_not_supported_is_named() {
-        for (conf, part) in [
-            (json!({"ipam": {"type": "host-local"}}), "ipam.type: \"host-local\""),
-            (json!({"runtimeConfig": {"mac": "02:00:00:00:00:01"}}), "runtimeConfig.mac"),
-        ] {
-            let error = network(conf).for_add().unwrap_err();
-            assert_eq!(error.code, Code::UnsupportedField);
-            assert!(error.message.contains(part), "{error}");
-        }
+        let error = network(json!({"ipam": {"type": "host-local"}})).for_add().unwrap_err();
+        assert_eq!(error.code, Code::UnsupportedField);
+        assert!(error.message.contains("ipam.type: \"host-local\""), "{error}");
         let empty =
             json!({"ipam": {}, "runtimeConfig": {"portMappings": [], "bandwidth": {"ingressRate": 0}}});
         assert!(network(empty).for_add().is_ok());

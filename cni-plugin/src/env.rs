@@ -10,9 +10,11 @@ use std::path::PathBuf;
 
 use podway_ipam::Attachment;
 use podway_model::endpoint::PodRef;
-use podway_model::ids::{ContainerId, IfName};
+use podway_model::ids::{ContainerId, IfName, MacAddr};
+use podway_model::mistakes::Mistakes;
 
 use crate::error::{CniError, Code};
+use crate::settings;
 
 /// What is asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,8 +47,10 @@ pub struct Target {
     pub own_netns_allowed: bool,
     /// The pod, where `CNI_ARGS` names one.
     pub pod: Option<PodRef>,
-    /// Address asked for in `CNI_ARGS` (`IP=`).
-    pub ip: Option<IpAddr>,
+    /// Addresses asked for in `CNI_ARGS` (`IP=`, one or several with commas).
+    pub ips: Vec<IpAddr>,
+    /// Ethernet address asked for in `CNI_ARGS` (`MAC=`).
+    pub mac: Option<MacAddr>,
 }
 
 /// Reads the environment. `Ok(None)`: no CNI variable is set, so a person started the program.
@@ -118,9 +122,18 @@ impl Reader<'_> {
         let attachment = self.attachment();
         let netns = self.required("CNI_NETNS").map(PathBuf::from);
         let args = self.args();
-        let ip = args.get("IP").and_then(|text| {
-            let address = text.split('/').next().unwrap_or_default().parse();
-            address.map_err(|_| self.wrong.push(format!("CNI_ARGS: IP: {text:?} is not an address"))).ok()
+        let mut ips = Vec::new();
+        for text in args.get("IP").into_iter().flat_map(|list| list.split(',')) {
+            match text.split('/').next().unwrap_or_default().parse() {
+                Ok(address) => ips.push(address),
+                Err(_) => self.wrong.push(format!("CNI_ARGS: IP: {text:?} is not an address")),
+            }
+        }
+        let mac = args.get("MAC").filter(|text| !text.is_empty()).and_then(|text| {
+            let mut mistakes = Mistakes::default();
+            let mac = settings::mac(text, "MAC", &mut mistakes);
+            self.wrong.extend(mistakes.0.iter().map(|mistake| format!("CNI_ARGS: {mistake}")));
+            mac
         });
         let name = |key: &str| args.get(key).filter(|value| !value.is_empty()).cloned();
         let pod = match (name("K8S_POD_NAMESPACE"), name("K8S_POD_NAME")) {
@@ -130,15 +143,16 @@ impl Reader<'_> {
             _ => None,
         };
         let own_netns_allowed = self.optional("CNI_NETNS_OVERRIDE").is_some();
-        Some(Target { attachment: attachment?, netns: netns?, own_netns_allowed, pod, ip })
+        Some(Target { attachment: attachment?, netns: netns?, own_netns_allowed, pod, ips, mac })
     }
 
     /// `CNI_ARGS`: `key=value;key=value`. An unknown key is an error unless `IgnoreUnknown` is true, as in
     /// upstream's `types.LoadArgs`.
     fn args(&mut self) -> BTreeMap<String, String> {
-        const KNOWN: [&str; 6] = [
+        const KNOWN: [&str; 7] = [
             "IgnoreUnknown",
             "IP",
+            "MAC",
             "K8S_POD_INFRA_CONTAINER_ID",
             "K8S_POD_NAME",
             "K8S_POD_NAMESPACE",
@@ -195,7 +209,7 @@ mod tests {
         };
         assert_eq!(target.attachment.to_string(), "c1/eth0");
         assert_eq!(target.pod.unwrap().to_string(), "ns/p");
-        assert_eq!(target.ip, None);
+        assert_eq!((target.ips, target.mac), (vec![], None));
     }
 
     #[test]
@@ -234,6 +248,8 @@ mod tests {
             ("CNI_NETNS", "", "CNI_NETNS is missing"),
             ("CNI_ARGS", "K8S_POD_NAME", "CNI_ARGS: \"K8S_POD_NAME\" found, key=value expected"),
             ("CNI_ARGS", "COLOUR=red", "CNI_ARGS: COLOUR is not known"),
+            ("CNI_ARGS", "MAC=01:00:5e:00:00:01", "MAC: \"01:00:5e:00:00:01\" found, a unicast MAC"),
+            ("CNI_ARGS", "IP=10.0.0.1,x", "CNI_ARGS: IP: \"x\" is not an address"),
             ("CNI_ARGS", "IP=banana", "CNI_ARGS: IP: \"banana\" is not an address"),
         ] {
             let error = with(name, value).unwrap_err();

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`env`], [`conf`], [`version`] | what is asked: environment and standard input become types |
 //! | [`error`], [`result`] | what is answered |
+//! | [`settings`] | what may be said about one pod's interface |
 //! | [`wiring`] | what a wired pod looks like |
 //! | [`add`], [`check`], [`gc`], [`status`] | the verbs; DEL is [`teardown::detach`] |
 //! | [`teardown`] | takes an attachment apart: DEL, GC, undoing an ADD |
@@ -29,6 +30,7 @@ pub mod plugins;
 pub mod policy;
 pub mod record;
 pub mod result;
+pub mod settings;
 pub mod status;
 pub mod tables;
 pub mod teardown;

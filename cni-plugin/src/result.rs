@@ -1,6 +1,6 @@
 //! The result of ADD in the form of each version (CNI SPEC 1.1.0, section 5, "Add Success", and its forerunners).
 //!
-//! | version | `ips[].version` | `interfaces[].mtu` |
+//! | version | `ips[].version` | `interfaces[].mtu`, `routes[].mtu` and so on |
 //! |---|---|---|
 //! | 0.3.0, 0.3.1, 0.4.0 | yes | no |
 //! | 1.0.0 | no | no |
@@ -12,11 +12,11 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use podway_ipam::Family;
-use podway_model::names::{GATEWAY_V4, GATEWAY_V6};
 use serde_json::{Map, Value, json};
 
+use crate::settings::PodRoute;
 use crate::version::SpecVersion;
-use crate::wiring::Wiring;
+use crate::wiring::{Wiring, gateway_of};
 
 /// The result of wiring a pod.
 pub fn form(
@@ -36,7 +36,7 @@ pub fn form(
     ];
     extend(&mut result, "interfaces", interfaces);
     extend(&mut result, "ips", wiring.addresses.iter().map(|address| ip(*address, pod, version)));
-    extend(&mut result, "routes", wiring.addresses.iter().map(|address| route(*address)));
+    extend(&mut result, "routes", wiring.routes().into_iter().map(|wanted| route(&wanted, version)));
     let all = result.entry("dns").or_insert_with(|| json!({}));
     if let Value::Object(all) = all {
         all.extend(dns.clone());
@@ -77,32 +77,37 @@ fn interface(name: &str, mac: &str, wiring: &Wiring, sandbox: Option<&str>, vers
     interface
 }
 
-fn gateway(address: IpAddr) -> IpAddr {
-    if address.is_ipv4() { GATEWAY_V4.into() } else { GATEWAY_V6.into() }
-}
-
 fn ip(address: IpAddr, interface: usize, version: SpecVersion) -> Value {
     let net = IpNet::from(address).to_string();
-    let mut ip = json!({ "address": net, "gateway": gateway(address), "interface": interface });
+    let mut ip = json!({ "address": net, "gateway": gateway_of(address), "interface": interface });
     if version < SpecVersion::V100 {
         ip["version"] = if Family::of(address) == Family::V4 { "4" } else { "6" }.into();
     }
     ip
 }
 
-fn route(address: IpAddr) -> Value {
-    let all = if address.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
-    json!({ "dst": all, "gw": gateway(address) })
+fn route(wanted: &PodRoute, version: SpecVersion) -> Value {
+    let mut route = json!({ "dst": wanted.destination, "gw": gateway_of(wanted.destination.addr()) });
+    if version >= SpecVersion::V110 {
+        let PodRoute { mtu, advmss, priority, table, .. } = wanted;
+        for (key, value) in [("mtu", mtu), ("advmss", advmss), ("priority", priority), ("table", table)] {
+            if let Some(value) = value {
+                route[key] = (*value).into();
+            }
+        }
+    }
+    route
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::settings::Settings;
 
     fn wiring() -> Wiring {
         let attachment = podway_ipam::Attachment::new("c1".parse().unwrap(), "eth0".parse().unwrap());
         let addresses = vec!["10.0.0.5".parse().unwrap(), "fd00::5".parse().unwrap()];
-        Wiring::new(&attachment, 1450.try_into().unwrap(), addresses)
+        Wiring::new(&attachment, 1450.try_into().unwrap(), addresses, Settings::default())
     }
 
     fn golden(version: SpecVersion, mtu: bool, family: bool) -> Value {

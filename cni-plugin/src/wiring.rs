@@ -13,17 +13,22 @@
 //!
 //! No bridge, no ARP, no duplicate address detection: the first packet passes at once.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::BorrowedFd;
 
 use ipnet::IpNet;
 use podway_ipam::Attachment;
-use podway_kern::rtnl::{Address, Ipv4Setting, LinkChange, LinkRef, Neighbour, Request, Route, VethEnd};
+use podway_kern::rtnl::{
+    Address, Ipv4Setting, LinkChange, LinkRef, Neighbour, Request, Route, RouteKind, TABLE_LOCAL, VethEnd,
+};
 use podway_kern::sysctl::{Family, Sysctl};
 use podway_model::ids::{IfName, MacAddr, Mtu};
 use podway_model::names::{
     GATEWAY_V4, GATEWAY_V6, HOST_MAC, POD_GROUP, POD_ROUTE_PROTOCOL, host_ifalias, host_ifname, pod_mac,
 };
+
+use crate::settings::{PodRoute, Settings, sysctl};
 
 /// Protocol of routes inside the pod: RTPROT_BOOT, what `ip route` uses and programs in pods expect.
 const PROTOCOL_IN_POD: u8 = 3;
@@ -51,19 +56,21 @@ pub struct Wiring {
     pub mtu: Mtu,
     /// The pod's addresses, IPv4 first.
     pub addresses: Vec<IpAddr>,
+    settings: Settings,
 }
 
 impl Wiring {
     /// The wiring of an attachment.
-    pub fn new(attachment: &Attachment, mtu: Mtu, addresses: Vec<IpAddr>) -> Self {
+    pub fn new(attachment: &Attachment, mtu: Mtu, addresses: Vec<IpAddr>, settings: Settings) -> Self {
         let (id, ifname) = (attachment.container_id.as_str(), attachment.ifname.as_str());
         Self {
             host_name: host_ifname(id, ifname),
             host_alias: host_ifalias(id, ifname),
             ifname: attachment.ifname.clone(),
-            pod_mac: pod_mac(id, ifname),
+            pod_mac: settings.mac.unwrap_or_else(|| pod_mac(id, ifname)),
             mtu,
             addresses,
+            settings,
         }
     }
 
@@ -84,6 +91,7 @@ impl Wiring {
             name: name.to_owned(),
             mac: Some(mac),
             mtu: Some(self.mtu.bytes()),
+            queues: self.settings.queues,
             ..VethEnd::default()
         };
         let index = indexes.map(|(host, _)| host);
@@ -121,7 +129,10 @@ impl Wiring {
 
     /// Sysctls of the pod's end, in its namespace, to be set before it goes up.
     pub fn pod_sysctls(&self) -> Vec<(Sysctl, String)> {
-        vec![(Sysctl::conf(Family::V6, self.ifname.as_str(), "accept_dad"), "0".to_owned())]
+        let wished = self.settings.sysctls.iter();
+        let wished = wished.map(|(name, value)| (sysctl(name, &self.ifname), value.clone()));
+        let own = (Sysctl::conf(Family::V6, self.ifname.as_str(), "accept_dad"), "0".to_owned());
+        wished.chain([own]).collect()
     }
 
     /// Addresses of the node's end. Its prefix becomes a route, by which the guard lets link-local sources pass.
@@ -159,21 +170,51 @@ impl Wiring {
         self.gateways().map(|address| Neighbour { index, address, mac: HOST_MAC }).collect()
     }
 
-    /// The pod's routes. `metric`: of a second interface, whose default routes must not take the first one's
-    /// place; `None` is the kernel's default.
-    pub fn pod_routes(&self, index: u32, metric: Option<u32>) -> Vec<Route> {
-        let route = |gateway: IpAddr| {
-            let everywhere = match gateway {
-                IpAddr::V4(_) => IpNet::from(IpAddr::from(Ipv4Addr::UNSPECIFIED)),
-                IpAddr::V6(_) => IpNet::from(IpAddr::from(Ipv6Addr::UNSPECIFIED)),
-            };
-            let everywhere = IpNet::new(everywhere.addr(), 0).expect("0 is a prefix length");
-            let route = Route::to(everywhere, PROTOCOL_IN_POD);
-            let metric = metric.unwrap_or(route.metric);
-            let onlink = gateway.is_ipv4();
-            Route { interface: Some(index), gateway: Some(gateway), onlink, metric, ..route }
+    /// Queues that the configuration asks for.
+    pub fn queues(&self) -> Option<u32> {
+        self.settings.queues
+    }
+
+    /// Destinations that the pod reaches through the interface, of the families that it has.
+    pub fn routes(&self) -> Vec<PodRoute> {
+        let has = |route: &PodRoute| {
+            let v4 = route.destination.addr().is_ipv4();
+            self.addresses.iter().any(|address| address.is_ipv4() == v4)
         };
-        self.gateways().map(route).collect()
+        match &self.settings.routes {
+            Some(routes) => routes.iter().copied().filter(has).collect(),
+            None => {
+                let everywhere: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+                let default = |any| IpNet::new(any, 0).expect("0 is a prefix length");
+                everywhere.map(|any| PodRoute::to(default(any))).into_iter().filter(has).collect()
+            }
+        }
+    }
+
+    /// The pod's routes. `metric`: of a second interface, whose routes must not take the first one's place, where the
+    /// configuration does not name one; `None` is the kernel's default.
+    pub fn pod_routes(&self, index: u32, metric: Option<u32>) -> Vec<Route> {
+        let route = |wanted: PodRoute| {
+            let route = Route::to(wanted.destination, PROTOCOL_IN_POD);
+            let gateway = gateway_of(wanted.destination.addr());
+            Route {
+                interface: Some(index),
+                gateway: Some(gateway),
+                onlink: gateway.is_ipv4(),
+                metric: wanted.priority.or(metric).unwrap_or(route.metric),
+                table: wanted.table.unwrap_or(route.table),
+                mtu: wanted.mtu,
+                advmss: wanted.advmss,
+                ..route
+            }
+        };
+        self.routes().into_iter().map(route).collect()
+    }
+
+    /// Makes packets to an address the pod's own. The kernel makes a better one, but not always at once.
+    pub fn local_route(&self, address: IpAddr, index: u32) -> Route {
+        let to = Route::to(IpNet::from(address), PROTOCOL_IN_POD);
+        Route { kind: RouteKind::Local, table: TABLE_LOCAL, interface: Some(index), ..to }
     }
 
     /// Brings the node's end up with everything that it needs. It has no carrier until the pod's end is up.
@@ -196,8 +237,14 @@ impl Wiring {
     }
 
     fn gateways(&self) -> impl Iterator<Item = IpAddr> + '_ {
-        self.addresses.iter().map(|a| if a.is_ipv4() { GATEWAY_V4.into() } else { GATEWAY_V6.into() })
+        let families: BTreeSet<IpAddr> = self.addresses.iter().map(|address| gateway_of(*address)).collect();
+        families.into_iter()
     }
+}
+
+/// The node, as a pod sees it in the family of an address.
+pub fn gateway_of(address: IpAddr) -> IpAddr {
+    if address.is_ipv4() { GATEWAY_V4.into() } else { GATEWAY_V6.into() }
 }
 
 fn up(index: u32) -> Request<'static> {

@@ -110,6 +110,7 @@ impl Host {
         Call {
             host: self,
             program: PLUGIN.to_owned(),
+            wrapper: vec![],
             conf,
             input: None,
             environment: vec![("CNI_COMMAND".into(), verb.into())],
@@ -232,6 +233,7 @@ fn node_file(boot: &BootId, families: Families) -> Value {
 pub(crate) struct Call<'a> {
     host: &'a Host,
     program: String,
+    wrapper: Vec<String>,
     conf: Value,
     input: Option<String>,
     environment: Vec<(String, String)>,
@@ -241,6 +243,12 @@ impl Call<'_> {
     /// Sets a key of the configuration.
     pub(crate) fn with(mut self, key: &str, value: Value) -> Self {
         self.conf[key] = value;
+        self
+    }
+
+    /// The plugin is started by another program, whose last argument it is.
+    pub(crate) fn under(mut self, wrapper: &[&str]) -> Self {
+        self.wrapper = wrapper.iter().map(|word| (*word).to_owned()).collect();
         self
     }
 
@@ -268,8 +276,9 @@ impl Call<'_> {
 
     /// The process to start, on the node.
     pub(crate) fn command(&self) -> Command {
-        let mut command = Command::new(&self.program);
-        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        let mut words = self.wrapper.iter().chain([&self.program]);
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words).env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.envs(self.environment.iter().map(|(k, v)| (k, v)));
         command
     }
@@ -277,9 +286,15 @@ impl Call<'_> {
     /// Makes the call, and holds the answer against the protocol: one JSON text or nothing on standard output,
     /// exit code 0 or 1, nothing on standard error.
     pub(crate) fn run(&self) -> Answer {
+        let (answer, stderr) = self.run_with_stderr();
+        assert_eq!(stderr, "", "{answer:?}");
+        answer
+    }
+
+    /// As [`Self::run`], where something is to be said to people.
+    pub(crate) fn run_with_stderr(&self) -> (Answer, String) {
         let output = self.host.place.output(self.command(), self.stdin().as_bytes()).unwrap();
         let stdout = String::from_utf8(output.stdout).unwrap();
-        assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{stdout}");
         let text = (!stdout.is_empty()).then(|| {
             serde_json::from_str(&stdout).unwrap_or_else(|e| panic!("not one JSON text: {e}: {stdout}"))
         });
@@ -293,7 +308,7 @@ impl Call<'_> {
             }
             other => panic!("exit code {other:?}: {stdout}"),
         }
-        answer
+        (answer, String::from_utf8_lossy(&output.stderr).into_owned())
     }
 }
 

@@ -1,9 +1,22 @@
 //! The plugin as container runtimes see it: the real binary, each test on a node of its own (network and mount
 //! namespaces), so that `/run/podway` and `/var/lib/podway` are private. Needs root.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "tests: a failure is a panic")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "tests: a failure is a panic, what was counted is printed"
+)]
 
 mod chain;
 mod check;
+mod cost;
+mod crash;
+mod faults;
+mod guard;
 mod host;
+mod settings;
+mod stale;
+mod storm;
+mod trace;
 mod vectors;
 mod verbs;

@@ -233,7 +233,7 @@ fn add_again_makes_the_attachment_anew_under_the_same_addresses() {
     assert_eq!(host.pod_links().len(), 1);
     // After its leases were wiped out from under it.
     host.remove("/run/podway/ipam/leases");
-    host.add(&pod);
+    host.call("ADD", &pod).run_with_stderr().0.result();
     assert_eq!((host.leases().len(), host.pod_links().len()), (1, 1));
 }
 

@@ -3,6 +3,7 @@
 //! ```text
 //! 5f3c21aa podway-ipam 1 0b0f1c9e-...               header: schema, boot id
 //! 90ab77e1 lease 81234 c1 eth0 podway 10.244.1.1=default,fd00:1::1=default-v6
+//! 5d7210fe lease 90017 c9 net1 lan 10.244.1.8=default address-only
 //! 1c44d0b2 free 99001 c1 eth0 clean                  ends the lease of c1/eth0
 //! 77e0a911 lease 99120 c2 eth0 podway 10.244.1.2=default
 //! 2a5be013 clean 10.244.1.9                          conntrack does not know these any more
@@ -25,9 +26,11 @@ use ipnet::IpNet;
 use podway_model::ids::BootId;
 use podway_model::{SCHEMA, accepts_schema};
 
-use crate::lease::{Attachment, Condition, Lease, LeasedAddress};
+use crate::lease::{Attachment, Condition, Lease, LeaseKind, LeasedAddress};
 
 const MAGIC: &str = "podway-ipam";
+/// Ends the line of a lease for an interface that somebody else makes.
+const ADDRESS_ONLY: &str = "address-only";
 
 /// One line after the header.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -133,6 +136,12 @@ pub fn parse(bytes: &[u8]) -> Result<Contents, Damage> {
     Ok(Contents { boot, entries, length: lines.at, seed: lines.seed })
 }
 
+/// Whatever lines of a damaged journal are entries, checksums or not: for rebuilding only.
+pub(crate) fn readable_entries(bytes: &[u8]) -> Vec<Entry> {
+    let text = String::from_utf8_lossy(bytes);
+    text.lines().filter_map(|line| parse_entry(line.split_once(' ')?.1)).collect()
+}
+
 /// Walks over whole lines whose checksums hold.
 struct Lines<'a> {
     bytes: &'a [u8],
@@ -191,6 +200,10 @@ fn body(entry: &Entry) -> String {
                 let comma = if i == 0 { "" } else { "," };
                 let _ = write!(out, "{comma}{}={}", leased.address, leased.pool);
             }
+            if lease.kind == LeaseKind::AddressOnly {
+                out.push(' ');
+                out.push_str(ADDRESS_ONLY);
+            }
             Ok(())
         }
         Entry::Free { attachment: Attachment { container_id, ifname }, at, condition } => {
@@ -227,7 +240,12 @@ fn parse_entry(body: &str) -> Option<Entry> {
             let attachment = parse_attachment(&mut words)?;
             let network = words.next()?.parse().ok()?;
             let addresses = words.next()?.split(',').map(parse_leased).collect::<Option<Vec<_>>>()?;
-            Entry::Lease(Lease { attachment, network, addresses, since })
+            let kind = match words.next() {
+                None => LeaseKind::Wired,
+                Some(ADDRESS_ONLY) => LeaseKind::AddressOnly,
+                Some(_) => return None,
+            };
+            Entry::Lease(Lease { attachment, network, addresses, since, kind })
         }
         "free" => {
             let at = parse_millis(words.next()?)?;
@@ -284,6 +302,17 @@ mod tests {
                     LeasedAddress { address: "fd00::1".parse().unwrap(), pool: "v6".parse().unwrap() },
                 ],
                 since: Duration::from_millis(17),
+                kind: LeaseKind::Wired,
+            }),
+            Entry::Lease(Lease {
+                attachment: Attachment::new("c2".parse().unwrap(), "net1".parse().unwrap()),
+                network: "lan".parse().unwrap(),
+                addresses: vec![LeasedAddress {
+                    address: "10.0.0.9".parse().unwrap(),
+                    pool: "default".parse().unwrap(),
+                }],
+                since: Duration::from_millis(18),
+                kind: LeaseKind::AddressOnly,
             }),
             Entry::Free { attachment, at: Duration::from_millis(99), condition: Condition::Dirty },
             Entry::Clean(vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()]),
@@ -312,10 +341,10 @@ mod tests {
 
     #[test]
     fn a_cut_off_last_line_counts_as_not_written() {
-        let (before, whole) = (text(&sample()[..4]), text(&sample()));
+        let (before, whole) = (text(&sample()[..5]), text(&sample()));
         for cut in before.len()..whole.len() {
             let contents = parse(&whole.as_bytes()[..cut]).unwrap();
-            assert_eq!(contents.entries, sample()[..4], "cut at byte {cut}");
+            assert_eq!(contents.entries, sample()[..5], "cut at byte {cut}");
             assert_eq!(contents.length, before.len());
         }
     }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use podway_model::ids::{ContainerId, IfName, NetworkName, ObjectName};
 
 /// What holds a lease: one interface of one container (CNI SPEC 1.1.0, "attachment").
@@ -19,6 +20,12 @@ impl Attachment {
     /// The attachment of interface `ifname` of container `container_id`.
     pub fn new(container_id: ContainerId, ifname: IfName) -> Self {
         Self { container_id, ifname }
+    }
+
+    /// The attachment that an interface alias names ([`podway_model::names::host_ifalias`]).
+    pub fn from_alias(alias: &str) -> Option<Self> {
+        let (container_id, ifname) = podway_model::names::parse_ifalias(alias)?;
+        Some(Self { container_id: container_id.parse().ok()?, ifname: ifname.parse().ok()? })
     }
 }
 
@@ -66,12 +73,35 @@ pub struct Request {
     /// Addresses asked for by value, at most one per family. A family without one is served automatically if
     /// the pools have it.
     pub addresses: Vec<IpAddr>,
+    /// Ranges to choose from (first and last address); a family without one is not limited.
+    pub ranges: Vec<(IpAddr, IpAddr)>,
+    /// Addresses that are given only to those who ask for them by value.
+    pub reserved: Vec<IpNet>,
+    /// What the lease is for.
+    pub kind: LeaseKind,
+}
+
+/// What a lease is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LeaseKind {
+    /// An interface that we make: without its veth the lease is a leftover.
+    Wired,
+    /// An address for an interface that somebody else makes: only its owner knows when it ends.
+    AddressOnly,
 }
 
 impl Request {
     /// A request for whatever the node has: one address per family of its automatic pools.
     pub fn new(attachment: Attachment, network: NetworkName) -> Self {
-        Self { attachment, network, pools: Vec::new(), addresses: Vec::new() }
+        Self {
+            attachment,
+            network,
+            pools: Vec::new(),
+            addresses: Vec::new(),
+            ranges: Vec::new(),
+            reserved: Vec::new(),
+            kind: LeaseKind::Wired,
+        }
     }
 }
 
@@ -95,6 +125,8 @@ pub struct Lease {
     pub addresses: Vec<LeasedAddress>,
     /// When it was made: time since boot, whole milliseconds.
     pub since: Duration,
+    /// What it is for.
+    pub kind: LeaseKind,
 }
 
 impl Lease {

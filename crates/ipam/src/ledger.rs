@@ -7,8 +7,9 @@
 //!
 //! Among the free addresses of a family in the node's active blocks of the wanted pools, the first by:
 //! out of quarantine before in quarantine, clean before dirty, the pool wanted first, least recently used
-//! (never used counts as oldest), lowest. Tunnel addresses are never chosen; nothing else is reserved: pods are
-//! routed as single addresses, so a block has no network or broadcast address.
+//! (never used counts as oldest), lowest. Tunnel addresses are never chosen, and those that the request names as
+//! reserved only by who asks for them; nothing else is set aside: pods are routed as single addresses, so a block
+//! has no network or broadcast address.
 //!
 //! The cost of a choice grows with the leases of this node's blocks, not with their size.
 
@@ -275,6 +276,14 @@ impl Ledger {
         usage
     }
 
+    /// Whether a pool that `request` chooses from has less than a tenth of its addresses left on this node.
+    pub fn is_nearly_full(&self, node: &NodeFile, request: &Request, now: Duration) -> bool {
+        let pools = wanted_pools(node, request).unwrap_or_default();
+        pools.iter().map(|pool| self.pool_usage(node, pool, now)).any(|usage| {
+            usage.blocks > 0 && usage.capacity - usage.leased.min(usage.capacity) <= usage.capacity / 10
+        })
+    }
+
     /// How full a pool is on this node.
     pub fn pool_usage(&self, node: &NodeFile, pool: &ObjectName, now: Duration) -> PoolUsage {
         let mut total = PoolUsage { pool: pool.clone(), blocks: 0, leased: 0, capacity: 0 };
@@ -304,7 +313,7 @@ impl Ledger {
         for family in families {
             let choice = match requested.get(&family) {
                 Some(address) => self.take_requested(node, request, &pools, *address)?,
-                None => self.choose(node, &pools, family, own, now)?,
+                None => self.choose(node, request, &pools, family, now)?,
             };
             // The attachment's own old addresses were in use up to now.
             let known = own.is_some_and(|lease| lease.ips().any(|ip| ip == choice.address));
@@ -317,6 +326,7 @@ impl Ledger {
             attachment: request.attachment.clone(),
             network: request.network.clone(),
             addresses,
+            kind: request.kind,
             since: Duration::from_millis(u64::try_from(now.as_millis()).unwrap_or(u64::MAX)),
         };
         Ok(Plan::Make { lease, dirty, replaces: own.is_some() })
@@ -337,7 +347,9 @@ impl Ledger {
             pools.contains(&block.pool) || (request.pools.is_empty() && is_manual(node, &block.pool))
         };
         let mut blocks = active_blocks(node).filter(usable);
-        let Some(block) = blocks.clone().find(|block| block.cidr.contains(&address)) else {
+        let limits = Limits::of(node, request, Family::of(address));
+        let holds = |block: &&NodeBlock| block.cidr.contains(&address) && limits.allow(address);
+        let Some(block) = blocks.clone().find(holds) else {
             let family = Family::of(address);
             let blocks =
                 blocks.by_ref().map(|b| b.cidr).filter(|c| Family::of(c.network()) == family).collect();
@@ -352,18 +364,22 @@ impl Ledger {
     fn choose(
         &self,
         node: &NodeFile,
+        request: &Request,
         pools: &[ObjectName],
         family: Family,
-        own: Option<&Lease>,
         now: Duration,
     ) -> Result<LeasedAddress, Refusal> {
+        let own = self.leases.get(&request.attachment);
+        let limits = Limits::of(node, request, family);
+        let limits = &limits;
         let best = pools
             .iter()
             .enumerate()
             .flat_map(|(rank, pool)| {
                 active_blocks(node)
                     .filter(move |b| b.pool == *pool && Family::of(b.cidr.network()) == family)
-                    .filter_map(move |b| self.best_in(b.cidr, &node.tunnel_addresses, now))
+                    .flat_map(move |b| limits.parts(b.cidr))
+                    .filter_map(move |part| self.best_in(part, limits, now))
                     .map(move |candidate| (candidate.class(), rank, candidate.age(), candidate.address, pool))
             })
             .min();
@@ -375,6 +391,7 @@ impl Ledger {
             lease.addresses.iter().find(|leased| {
                 Family::of(leased.address) == family
                     && pools.contains(&leased.pool)
+                    && limits.allow(leased.address)
                     && active_blocks(node).any(|b| b.cidr.contains(&leased.address))
             })
         });
@@ -388,14 +405,14 @@ impl Ledger {
         })
     }
 
-    /// The first free address of a block in the order of choice.
-    fn best_in(&self, block: IpNet, reserved: &[IpAddr], now: Duration) -> Option<Candidate> {
-        if let Some(address) = self.never_used(block, reserved) {
+    /// The first free address from the first to the last one of a range, in the order of choice.
+    fn best_in(&self, range: (IpAddr, IpAddr), limits: &Limits<'_>, now: Duration) -> Option<Candidate> {
+        if let Some(address) = self.never_used(range, limits) {
             return Some(Candidate { address, freed: None, quarantined: false });
         }
         self.freed
-            .range(block.network()..=block.broadcast())
-            .filter(|(address, _)| !reserved.contains(address))
+            .range(range.0..=range.1)
+            .filter(|(address, _)| limits.reserved_until(**address).is_none())
             .map(|(address, freed)| Candidate {
                 address: *address,
                 freed: Some(*freed),
@@ -404,25 +421,59 @@ impl Ledger {
             .min_by_key(|candidate| (candidate.class(), candidate.age(), candidate.address))
     }
 
-    /// The lowest address of a block that is neither leased, nor was it ever, nor reserved: the first gap in
-    /// three sorted sequences.
-    fn never_used(&self, block: IpNet, reserved: &[IpAddr]) -> Option<IpAddr> {
-        let range = block.network()..=block.broadcast();
-        let mut taken = self.taken.range(range.clone()).copied().peekable();
-        let mut freed = self.freed.range(range).map(|(address, _)| *address).peekable();
-        let mut address = block.network();
+    /// The lowest address of a range that is neither leased, nor was it ever, nor reserved.
+    fn never_used(&self, (first, last): (IpAddr, IpAddr), limits: &Limits<'_>) -> Option<IpAddr> {
+        let mut address = first;
         loop {
-            let known = taken.next_if_eq(&address).is_some()
-                || freed.next_if_eq(&address).is_some()
-                || reserved.contains(&address);
-            if !known {
-                return Some(address);
-            }
-            if address == block.broadcast() {
+            let known = self.taken.contains(&address) || self.freed.contains_key(&address);
+            let behind = match limits.reserved_until(address) {
+                Some(end) => end,
+                None if known => address,
+                None => return Some(address),
+            };
+            if behind >= last {
                 return None;
             }
-            address = next(address);
+            address = next(behind);
         }
+    }
+}
+
+/// Which addresses of the node's blocks a request may get without asking for them.
+struct Limits<'a> {
+    tunnel: &'a [IpAddr],
+    reserved: &'a [IpNet],
+    /// Of the family in question; empty: all.
+    ranges: Vec<(IpAddr, IpAddr)>,
+}
+
+impl<'a> Limits<'a> {
+    fn of(node: &'a NodeFile, request: &'a Request, family: Family) -> Self {
+        let ranges = request.ranges.iter().filter(|(first, _)| Family::of(*first) == family).copied();
+        Self { tunnel: &node.tunnel_addresses, reserved: &request.reserved, ranges: ranges.collect() }
+    }
+
+    /// Whether an address lies in one of the ranges.
+    fn allow(&self, address: IpAddr) -> bool {
+        self.ranges.is_empty() || self.ranges.iter().any(|(first, last)| (*first..=*last).contains(&address))
+    }
+
+    /// The parts of a block that lie in the ranges.
+    fn parts(&self, block: IpNet) -> Vec<(IpAddr, IpAddr)> {
+        let (low, high) = (block.network(), block.broadcast());
+        if self.ranges.is_empty() {
+            return vec![(low, high)];
+        }
+        let cut = self.ranges.iter().map(|(first, last)| ((*first).max(low), (*last).min(high)));
+        cut.filter(|(first, last)| first <= last).collect()
+    }
+
+    /// The end of what is reserved at an address; `None` if nothing is.
+    fn reserved_until(&self, address: IpAddr) -> Option<IpAddr> {
+        if self.tunnel.contains(&address) {
+            return Some(address);
+        }
+        self.reserved.iter().filter(|net| net.contains(&address)).map(IpNet::broadcast).max()
     }
 }
 
@@ -524,6 +575,8 @@ fn fits(
     families: &BTreeSet<Family>,
 ) -> bool {
     lease.network == request.network
+        && lease.kind == request.kind
+        && lease.ips().all(|ip| Limits::of(node, request, Family::of(ip)).allow(ip))
         && lease.ips().map(Family::of).collect::<BTreeSet<_>>() == *families
         && request.addresses.iter().all(|address| lease.ips().any(|ip| ip == *address))
         && lease.addresses.iter().all(|leased| {

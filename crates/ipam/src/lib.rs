@@ -4,6 +4,8 @@
 //! |---|---|
 //! | [`lease`] | the vocabulary: attachment, request, lease, grant |
 //! | [`ledger`] | pure: who holds what, what is free and since when, which address comes next |
+//! | [`stale`] | pure: which leases nobody will ever end |
+//! | [`rebuild`] | pure: leases from what the pods' interfaces and records say, after the journal was lost |
 //! | [`journal`] | pure: the on-disk form, line by line, with its checksums |
 //! | [`store`] | io: one lock, one file, the order of writes |
 //! | [`node`] | io: reads the node file and the boot id |
@@ -47,9 +49,11 @@ pub mod journal;
 pub mod lease;
 pub mod ledger;
 pub mod node;
+pub mod rebuild;
+pub mod stale;
 pub mod store;
 
-pub use lease::{Attachment, Condition, Family, Grant, Lease, LeasedAddress, Request};
+pub use lease::{Attachment, Condition, Family, Grant, Lease, LeaseKind, LeasedAddress, Request};
 pub use ledger::{BlockUsage, Ledger, PoolUsage, Refusal};
 pub use node::{NodeFileError, read_boot_id, read_node_file};
 pub use store::{AddressLock, LeaseError, LeaseStore, StoreError};

@@ -5,9 +5,12 @@
 //! - `leases` is the journal ([`crate::journal`]). An operation is one `write` at its end. A writer that was
 //!   killed leaves a torn last line at most; the next one writes over it. A write that fails is taken back.
 //! - `leases.new` exists during compaction only, and becomes `leases` by renaming.
+//! - `leases.damaged` is what a damaged journal was before it was rebuilt; `suspects` is what the search for stale
+//!   leases saw last.
 //!
 //! Nothing is synced: the folder is on tmpfs. What must survive is the death of a process, not of the machine.
 
+use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _};
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
@@ -22,10 +25,14 @@ use podway_model::node_file::NodeFile;
 use crate::journal::{self, Damage, Entry, Writer};
 use crate::lease::{Attachment, Condition, Grant, Lease, Request};
 use crate::ledger::{Ledger, Plan, Refusal};
+use crate::rebuild::{self, Found, Rebuilt};
+use crate::stale::Suspects;
 
 const LOCK: &str = "lock";
 const JOURNAL: &str = "leases";
 const COMPACTED: &str = "leases.new";
+const DAMAGED: &str = "leases.damaged";
+const SUSPECTS: &str = "suspects";
 /// Lines beyond twice what is needed, at which the journal is compacted.
 const SLACK: usize = 128;
 
@@ -44,8 +51,9 @@ pub enum StoreError {
     },
     /// The journal is damaged; nothing is handed out, so that no address gets two holders.
     #[error(
-        "{}: {damage} (the lease file was changed from outside; no address is handed out until it is gone: \
-         drain this node and reboot it, which empties /run)",
+        "{}: {damage} (the lease file was changed from outside; no address is handed out until the plugin has \
+         rebuilt it from the pods' interfaces and endpoint records, which its next ADD, DEL, GC or STATUS does; if \
+         that fails, drain this node and reboot it, which empties /run)",
         path.display()
     )]
     Damaged {
@@ -102,6 +110,15 @@ impl AddressLock {
     }
 }
 
+/// What a journal held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Loaded {
+    /// The leases of this boot.
+    Leases,
+    /// It is missing, or of another boot.
+    Nothing,
+}
+
 /// The leases of this node. Holds the address lock until it is dropped: keep it short, and wait for nothing else
 /// meanwhile.
 #[derive(Debug)]
@@ -127,7 +144,51 @@ impl LeaseStore {
 
     /// Reads the leases under a lock that is held already.
     pub fn open_locked(lock: AddressLock, dir: &Path, boot: &BootId) -> Result<Self, StoreError> {
-        let mut store = Self {
+        let mut store = Self::empty(lock, dir, boot);
+        store.load()?;
+        Ok(store)
+    }
+
+    /// As [`Self::open_locked`], but where the journal is damaged, or there is none of this boot although pods are there, it is
+    /// made anew from what `found` finds (see [`crate::rebuild`]). A damaged one is kept beside it for people.
+    ///
+    /// `found` is called only then, and under the lock.
+    pub fn open_or_rebuild<E: From<StoreError>>(
+        lock: AddressLock,
+        dir: &Path,
+        boot: &BootId,
+        node: impl FnOnce() -> Option<NodeFile>,
+        found: impl FnOnce() -> Result<Vec<Found>, E>,
+    ) -> Result<(Self, Option<Rebuilt>), E> {
+        let mut store = Self::empty(lock, dir, boot);
+        let (reason, old) = match store.load() {
+            Ok(Loaded::Leases) => return Ok((store, None)),
+            Ok(Loaded::Nothing) => ("there is no lease file of this boot".to_owned(), Vec::new()),
+            Err(error @ StoreError::Damaged { .. }) => {
+                let path = dir.join(JOURNAL);
+                let old = std::fs::read(&path).map_err(|e| E::from(io_error(&path, "read")(e)))?;
+                (error.to_string(), old)
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let found = found()?;
+        if old.is_empty() && found.is_empty() {
+            return Ok((store, None));
+        }
+        if !old.is_empty() {
+            // For people only: where it cannot be kept, the disk is full, and the rest of this is of more use.
+            let _ = std::fs::write(dir.join(DAMAGED), &old);
+        }
+        let (entries, left_out) = rebuild::entries(&old, found, node().as_ref(), since_boot());
+        let ledger = Ledger::replay(&entries).expect("rebuilding gives no address twice");
+        store.replace(&ledger)?;
+        store.ledger = ledger;
+        let leases = store.ledger.leases().count();
+        Ok((store, Some(Rebuilt { reason, leases, left_out })))
+    }
+
+    fn empty(lock: AddressLock, dir: &Path, boot: &BootId) -> Self {
+        Self {
             dir: dir.to_path_buf(),
             boot: boot.clone(),
             file: None,
@@ -136,27 +197,72 @@ impl LeaseStore {
             lines: 0,
             ledger: Ledger::default(),
             _lock: lock,
-        };
-        let path = dir.join(JOURNAL);
+        }
+    }
+
+    fn load(&mut self) -> Result<Loaded, StoreError> {
+        let path = self.dir.join(JOURNAL);
         let mut file = match OpenOptions::new().read(true).write(true).open(&path) {
             Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(store),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                self.remove_half_written();
+                return Ok(Loaded::Nothing);
+            }
             Err(e) => return Err(io_error(&path, "open")(e)),
         };
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(io_error(&path, "read"))?;
         let damaged = |damage| StoreError::Damaged { path: path.clone(), damage };
         let contents = journal::parse(&bytes).map_err(damaged)?;
-        if contents.boot != *boot {
-            return Ok(store);
+        if contents.boot != self.boot {
+            return Ok(Loaded::Nothing);
         }
-        store.ledger = Ledger::replay(&contents.entries)
+        self.ledger = Ledger::replay(&contents.entries)
             .map_err(|(i, contradiction)| damaged(Damage { line: i + 2, what: contradiction.to_string() }))?;
-        store.lines = contents.entries.len();
-        store.length = contents.length as u64;
-        store.seed = contents.seed;
-        store.file = Some(file);
-        Ok(store)
+        self.lines = contents.entries.len();
+        self.length = contents.length as u64;
+        self.seed = contents.seed;
+        self.file = Some(file);
+        if self.lines >= self.longest() {
+            self.remove_half_written();
+        }
+        Ok(Loaded::Leases)
+    }
+
+    /// Ends the leases that nobody will ever end (see [`crate::stale`]) and returns them. `present`: attachments whose
+    /// interface is on the node. Call it again after [`crate::stale::APART`]: one look never ends a lease.
+    pub fn collect_stale(
+        &mut self,
+        present: &BTreeSet<Attachment>,
+        now: Duration,
+    ) -> Result<Vec<Lease>, StoreError> {
+        let path = self.dir.join(SUSPECTS);
+        let text = match std::fs::read(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(e) => return Err(io_error(&path, "read")(e)),
+        };
+        let before = Suspects::from_text(&String::from_utf8_lossy(&text));
+        let mut suspects = before.clone();
+        let mut ended = Vec::new();
+        for attachment in suspects.look(&self.ledger, present, now) {
+            ended.extend(self.release(&attachment, now, Condition::Dirty)?);
+        }
+        if suspects != before {
+            // A torn one loses a minute.
+            std::fs::write(&path, suspects.to_text()).map_err(io_error(&path, "write"))?;
+        }
+        Ok(ended)
+    }
+
+    /// Most lines before the journal is compacted.
+    fn longest(&self) -> usize {
+        2 * self.ledger.compacted_len() + SLACK
+    }
+
+    /// What a killed compaction left. The next one would write over it; whether there is a next one, nobody knows.
+    fn remove_half_written(&self) {
+        let _ = std::fs::remove_file(self.dir.join(COMPACTED));
     }
 
     /// Who holds what.
@@ -215,7 +321,7 @@ impl LeaseStore {
     fn write(&mut self, entries: Vec<Entry>) -> Result<(), StoreError> {
         const FOLLOWS: &str = "only entries that follow from the ledger are written";
         let lines = self.lines + entries.len();
-        if self.file.is_some() && lines <= 2 * self.ledger.compacted_len() + SLACK {
+        if self.file.is_some() && lines <= self.longest() {
             self.append(&entries)?;
             self.lines = lines;
             entries.iter().for_each(|entry| self.ledger.apply(entry).expect(FOLLOWS));

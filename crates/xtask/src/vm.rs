@@ -115,7 +115,8 @@ struct Machine {
 
 impl Machine {
     fn prepare(tools: &Tools) -> Result<Self> {
-        let emulator = tools.unpacked("qemu-system-x86", &["qemu-system-common", "qemu-system-data", "seabios"])?;
+        let emulator =
+            tools.unpacked("qemu-system-x86", &["qemu-system-common", "qemu-system-data", "seabios"])?;
         let busybox = tools.unpacked("busybox-static", &[])?.join("bin/busybox");
         // The package without a version names the newest one.
         let kernel = tools.unpacked("linux-image-cloud-amd64", &[])?;

@@ -221,6 +221,58 @@ fn a_lease_that_fits_is_kept_and_one_that_does_not_is_replaced() {
 }
 
 #[test]
+fn reserved_addresses_are_given_only_to_who_asks() {
+    let (mut ledger, node) = (Ledger::default(), dual());
+    let reserved = || vec!["10.0.0.0/28".parse().unwrap(), "10.0.0.20/30".parse().unwrap()];
+    let ask =
+        |name: &str| Request { reserved: reserved(), pools: vec!["v4".parse().unwrap()], ..request(name) };
+    let mut given: Vec<IpAddr> = vec![];
+    for i in 0..44 {
+        given.extend(lease(&mut ledger, &node, &ask(&format!("p{i}")), MINUTE).0);
+    }
+    assert_eq!((given[0], given[4], given[43]), (ip("10.0.0.16"), ip("10.0.0.24"), ip("10.0.0.63")));
+    assert!(matches!(ledger.plan(&node, &ask("more"), MINUTE), Err(Refusal::Exhausted { .. })));
+    // Freed ones count too: they were leased before the range was reserved.
+    ledger.apply(&Entry::Freed { address: ip("10.0.0.5"), at: MINUTE, condition: Condition::Clean }).unwrap();
+    assert!(matches!(ledger.plan(&node, &ask("more"), MINUTE * 9), Err(Refusal::Exhausted { .. })));
+    let asks = Request { addresses: vec![ip("10.0.0.5")], ..ask("more") };
+    assert_eq!(lease(&mut ledger, &node, &asks, MINUTE).0, [ip("10.0.0.5")]);
+    // A reserved network as large as an IPv6 one costs nothing.
+    let mut wide = dual();
+    wide.blocks[1].cidr = "fd00::/64".parse().unwrap();
+    let all = Request { reserved: vec!["fd00::/65".parse().unwrap()], ..request("w") };
+    assert_eq!(lease(&mut Ledger::default(), &wide, &all, MINUTE).0[1], ip("fd00::8000:0:0:0"));
+}
+
+#[test]
+fn ranges_limit_the_choice() {
+    let (mut ledger, node) = (Ledger::default(), dual());
+    let ranges = vec![(ip("10.0.0.9"), ip("10.0.0.10")), (ip("10.1.0.0"), ip("10.1.0.9"))];
+    let ask =
+        |name: &str| Request { ranges: ranges.clone(), pools: vec!["v4".parse().unwrap()], ..request(name) };
+    assert_eq!(lease(&mut ledger, &node, &ask("a"), MINUTE).0, [ip("10.0.0.9")]);
+    assert_eq!(lease(&mut ledger, &node, &ask("b"), MINUTE).0, [ip("10.0.0.10")]);
+    assert!(matches!(ledger.plan(&node, &ask("c"), MINUTE), Err(Refusal::Exhausted { .. })));
+    let asks = Request { addresses: vec![ip("10.0.0.11")], ..ask("c") };
+    assert!(matches!(ledger.plan(&node, &asks, MINUTE), Err(Refusal::Outside { .. })));
+    // A lease outside of the ranges does not fit any more.
+    lease(&mut ledger, &node, &Request { pools: vec!["v4".parse().unwrap()], ..request("d") }, MINUTE);
+    free(&mut ledger, "a", MINUTE, Condition::Clean);
+    assert_eq!(lease(&mut ledger, &node, &ask("d"), MINUTE * 3).0, [ip("10.0.0.9")]);
+}
+
+#[test]
+fn a_pool_with_less_than_a_tenth_left_is_nearly_full() {
+    let (mut ledger, node) = (Ledger::default(), dual());
+    let ask = |name: &str| Request { pools: vec!["v4".parse().unwrap()], ..request(name) };
+    for i in 0..57 {
+        assert!(!ledger.is_nearly_full(&node, &ask("x"), MINUTE), "{i}");
+        lease(&mut ledger, &node, &ask(&format!("p{i}")), MINUTE);
+    }
+    assert!(ledger.is_nearly_full(&node, &ask("x"), MINUTE));
+}
+
+#[test]
 fn usage_of_a_block() {
     let (mut ledger, node) = (Ledger::default(), small());
     let block = node.blocks[0].cidr;

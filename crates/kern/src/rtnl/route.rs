@@ -57,6 +57,8 @@ pub struct Route {
     pub source: Option<IpAddr>,
     /// MTU metric in bytes.
     pub mtu: Option<u32>,
+    /// Maximum segment size that TCP advertises, in bytes.
+    pub advmss: Option<u32>,
 }
 
 impl Route {
@@ -75,6 +77,7 @@ impl Route {
             onlink: false,
             source: None,
             mtu: None,
+            advmss: None,
         }
     }
 
@@ -160,7 +163,12 @@ pub(super) fn encode(route: &Route) -> RouteMessage {
     attributes.extend(route.gateway.map(|ip| RouteAttribute::Gateway(ip.into())));
     attributes.extend(route.interface.map(RouteAttribute::Oif));
     attributes.extend(route.source.map(|ip| RouteAttribute::PrefSource(ip.into())));
-    attributes.extend(route.mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])));
+    let mut metrics = Vec::new();
+    metrics.extend(route.mtu.map(RouteMetric::Mtu));
+    metrics.extend(route.advmss.map(RouteMetric::Advmss));
+    if !metrics.is_empty() {
+        attributes.push(RouteAttribute::Metrics(metrics));
+    }
     message
 }
 
@@ -229,10 +237,13 @@ pub(crate) fn decode(message: RouteMessage) -> Option<Route> {
             RouteAttribute::Oif(index) => route.interface = Some(index),
             RouteAttribute::PrefSource(address) => route.source = ip(&address),
             RouteAttribute::Metrics(metrics) => {
-                route.mtu = metrics.iter().find_map(|metric| match metric {
-                    RouteMetric::Mtu(mtu) => Some(*mtu),
-                    _ => None,
-                });
+                for metric in metrics {
+                    match metric {
+                        RouteMetric::Mtu(mtu) => route.mtu = Some(mtu),
+                        RouteMetric::Advmss(advmss) => route.advmss = Some(advmss),
+                        _ => {}
+                    }
+                }
             }
             RouteAttribute::MultiPath(_) if route.next_hop.is_none() => return None,
             _ => {}

@@ -57,7 +57,7 @@ fn folder(network: &Network) -> PathBuf {
     Path::new(own.filter(|dir| !dir.is_empty()).unwrap_or(DEFAULT_DIR)).join(network.name.as_str())
 }
 
-fn read(network: &Network, from_args: Option<IpAddr>) -> Result<Conf, CniError> {
+fn read(network: &Network, from_args: &[IpAddr]) -> Result<Conf, CniError> {
     let ipam = ipam(network)?;
     let mut mistakes = Mistakes::default();
     let mut sets = Vec::new();
@@ -75,7 +75,7 @@ fn read(network: &Network, from_args: Option<IpAddr>) -> Result<Conf, CniError> 
         mistakes.add(SOURCE, "ipam.ranges", "nothing", "at least one range set");
     }
     ranges::refuse_overlaps(&sets, &mut mistakes);
-    let mut asked: Vec<IpAddr> = from_args.into_iter().collect();
+    let mut asked = from_args.to_vec();
     let of_args = network.key("args").and_then(|args| args.get("cni")).and_then(|cni| cni.get("ips"));
     for (field, list) in [("args.cni.ips", of_args), ("runtimeConfig.ips", network.runtime("ips"))] {
         for (i, item) in list.and_then(Value::as_array).into_iter().flatten().enumerate() {
@@ -102,7 +102,7 @@ fn read(network: &Network, from_args: Option<IpAddr>) -> Result<Conf, CniError> 
 }
 
 pub(super) fn add(network: &Network, target: &Target) -> Result<Value, CniError> {
-    let conf = read(network, target.ip)?;
+    let conf = read(network, &target.ips)?;
     let dns = conf.resolv_conf.as_deref().map(resolv_conf).transpose()?.unwrap_or_default();
     let store = Store::open(&folder(network))?;
     let mut leased: Vec<IpAddr> = Vec::new();
@@ -199,7 +199,7 @@ pub(super) fn del(network: &Network, attachment: &Attachment) -> Result<(), CniE
 }
 
 pub(super) fn check(network: &Network, target: &Target) -> Result<(), CniError> {
-    let conf = read(network, None)?;
+    let conf = read(network, &[])?;
     let damaged = |message: String| Err(CniError::new(Code::Damaged, message));
     let Some(store) = Store::open_if_there(&folder(network))? else {
         return damaged(format!("{}: is missing", folder(network).display()));
@@ -234,7 +234,7 @@ pub(super) fn gc(network: &Network) -> Result<(), CniError> {
 }
 
 pub(super) fn status(network: &Network) -> Result<(), CniError> {
-    let conf = read(network, None)?;
+    let conf = read(network, &[])?;
     let unready = |message: String| CniError::new(Code::NotAvailable, message);
     let store = Store::open(&folder(network)).map_err(|error| unready(error.to_string()))?;
     let held = store.held().map_err(|error| unready(error.to_string()))?;

@@ -1,0 +1,67 @@
+//! What an ADD and a DEL cost in system calls and netlink round trips. Not timed: counts do not depend on how busy the
+//! machine is. A count that grows needs a reason, and then a new limit here.
+
+use podway_testkit::pod::Sandbox;
+
+use crate::host::{Call, Families, Host};
+use crate::trace;
+
+/// Most system calls and most messages sent to the kernel over netlink.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Limit {
+    calls: usize,
+    sent: usize,
+}
+
+/// The cheapest of a few runs: a wait for the kernel may need a second look.
+fn cheapest(
+    host: &Host,
+    pod: &Sandbox,
+    verb: &str,
+    before: impl Fn(),
+    after: impl Fn(),
+) -> (Limit, Vec<i64>) {
+    let call: Call<'_> = host.call(verb, pod);
+    (0..5)
+        .map(|_| {
+            before();
+            let run = trace::run(host, &call, None);
+            assert_eq!(run.code, Some(0), "{:?}", run.stdout);
+            after();
+            let sent = run.calls.iter().filter(|call| **call == libc::SYS_sendto).count();
+            (Limit { calls: run.calls.len(), sent }, run.calls)
+        })
+        .min_by_key(|(cost, _)| cost.calls)
+        .unwrap()
+}
+
+#[test]
+fn add_and_del_cost_no_more_than_they_did() {
+    // Not both families: a look at whether the kernel has made an IPv6 address the pod's own may need another one.
+    let Some(host) = Host::new("add_and_del_cost_no_more_than_they_did", Families::V4) else { return };
+    let (other, pod) = (host.sandbox("other"), host.sandbox("p"));
+    host.add(&other);
+    let nothing = || ();
+    let (add, calls) = cheapest(&host, &pod, "ADD", nothing, || host.del(&pod));
+    let (del, more) = cheapest(&host, &pod, "DEL", || drop(host.add(&pod)), nothing);
+    println!("ADD {add:?}, DEL {del:?}");
+    assert!(add.calls <= 141 && add.sent <= 9, "ADD: {add:?}");
+    assert!(del.calls <= 85 && del.sent <= 2, "DEL: {del:?}");
+    // Nothing is synced to a disk, nobody is waited for.
+    for (name, call) in
+        [("fsync", libc::SYS_fsync), ("fdatasync", libc::SYS_fdatasync), ("sync", libc::SYS_sync)]
+    {
+        assert!(!calls.contains(&call) && !more.contains(&call), "{name}");
+    }
+}
+
+#[test]
+fn an_add_needs_at_most_six_mebibytes() {
+    let Some(host) = Host::new("an_add_needs_at_most_six_mebibytes", Families::Dual) else { return };
+    let pod = host.sandbox("p");
+    for verb in ["ADD", "DEL"] {
+        let usage = trace::peak_rss(&host, &host.call(verb, &pod));
+        println!("{verb}: {usage} KiB");
+        assert!(usage <= 6 << 10, "{verb}: {usage} KiB");
+    }
+}
