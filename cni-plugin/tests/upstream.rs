@@ -14,9 +14,10 @@ mod node;
 
 use std::path::PathBuf;
 
-use node::{NETWORK, Node, on_a_node};
+use node::{NETWORK, Node, Pod, on_a_node};
 use podway_testkit::cni::{Attachment, RawOutcome};
 use podway_testkit::pod::Sandbox;
+use podway_testkit::probe::Kind;
 use serde_json::{Map, Value, json};
 
 /// The version of the real plugins whose behaviour we keep.
@@ -42,7 +43,7 @@ fn beside_the_real_ones(test: &str, run: impl FnOnce(&Node)) {
     };
     on_a_node(test, |node| {
         install(node);
-        for name in ["host-local", "loopback", "bandwidth"] {
+        for name in ["host-local", "loopback", "bandwidth", "portmap"] {
             node.install_file(&format!("real-{name}"), &folder.join(name));
         }
         run(node);
@@ -50,7 +51,7 @@ fn beside_the_real_ones(test: &str, run: impl FnOnce(&Node)) {
 }
 
 fn install(node: &Node) {
-    for name in ["host-local", "loopback", "bandwidth"] {
+    for name in ["host-local", "loopback", "bandwidth", "portmap"] {
         node.install(name);
     }
 }
@@ -381,6 +382,9 @@ fn bandwidth_limits_as_the_real_one() {
                 // Theirs asks for the redirection twice; the first one takes the packet.
                 let once = listed.split("\n\n").filter(|part| !part.contains("action order 2"));
                 let listed = once.collect::<Vec<_>>().join("\n");
+                // The kernel numbers redirections as they come.
+                let listed: Vec<_> = listed.lines().filter(|line| !line.starts_with("\tindex ")).collect();
+                let listed = listed.join("\n");
                 for plugin in [plugin, other] {
                     let checked = node.call(plugin, "CHECK", &sandbox.attachment, &check);
                     assert_eq!(checked.code, Some(0), "{plugin}: {}\n{listed}", checked.stdout);
@@ -445,5 +449,124 @@ fn bandwidth_does_what_the_real_one_leaves_undone() {
         assert_eq!(devices(), "1");
         gc(NETWORK, json!([]));
         assert_eq!(devices(), "0");
+    });
+}
+
+fn with_ports(pod: &Pod, mappings: &Value) -> Value {
+    json!({
+        "cniVersion": "1.1.0", "name": NETWORK, "type": "portmap", "backend": "nftables",
+        "runtimeConfig": {"portMappings": mappings}, "prevResult": pod.result
+    })
+}
+
+fn mapping(protocol: &str, port: u16) -> Value {
+    json!({"hostPort": port, "containerPort": 80, "protocol": protocol})
+}
+
+/// Both tables without what only one writes: the table's comment, and what lets ::1 through.
+fn hostport_tables(node: &Node) -> String {
+    let all = node.sh("for f in ip ip6; do nft list table $f cni_hostport 2>/dev/null; done; true");
+    all.lines().filter(|line| !line.contains("CNI portmap plugin") && !line.contains("saddr ::1 ")).fold(
+        String::new(),
+        |mut text, line| {
+            text.push_str(line);
+            text.push('\n');
+            text
+        },
+    )
+}
+
+#[test]
+fn portmap_writes_the_rules_of_the_real_one() {
+    beside_the_real_ones("portmap_writes_the_rules_of_the_real_one", |node| {
+        let pod = node.pod("p", json!({}));
+        let own = pod.sandbox.attachment.clone();
+        for mappings in [
+            json!([mapping("tcp", 8080), mapping("udp", 8080)]),
+            json!([
+                {"hostPort": 8081, "containerPort": 80, "protocol": "tcp", "hostIP": node.addresses[0].to_string()},
+                {"hostPort": 8081, "containerPort": 80, "protocol": "tcp", "hostIP": node.addresses[1].to_string()},
+                {"hostPort": 8082, "containerPort": 80, "protocol": "sctp", "hostIP": "0.0.0.0"}
+            ]),
+            json!([]),
+        ] {
+            let input = with_ports(&pod, &mappings);
+            let mut seen = Vec::new();
+            for (plugin, other) in [("portmap", "real-portmap"), ("real-portmap", "portmap")] {
+                let result = answer(&node.call(plugin, "ADD", &own, &input)).unwrap();
+                let listed = hostport_tables(node);
+                for plugin in [plugin, other] {
+                    let checked = node.call(plugin, "CHECK", &own, &input);
+                    assert_eq!(checked.code, Some(0), "{plugin}: {}\n{listed}", checked.stdout);
+                }
+                for (from, to) in [(&node.other, node.addresses[0]), (&node.place, node.addresses[1])] {
+                    let open = node::answer(from.net(), to, Kind::Tcp(8080)).is_some();
+                    assert_eq!(open, mappings.to_string().contains("8080"), "{plugin} {to}");
+                }
+                seen.push((result, listed));
+                assert_eq!(node.call(other, "DEL", &own, &input).code, Some(0));
+                let left = hostport_tables(node);
+                assert!(!left.contains(&own.container_id), "{left}");
+                node.sh("for f in ip ip6; do nft delete table $f cni_hostport 2>/dev/null; done; true");
+            }
+            assert_eq!(seen[0], seen[1], "{mappings}");
+        }
+    });
+}
+
+#[test]
+fn portmap_does_what_the_real_one_leaves_undone() {
+    on_a_node("portmap_does_what_the_real_one_leaves_undone", |node| {
+        install(node);
+        let (pod, late) = (node.pod("p", json!({})), node.pod("late", json!({})));
+        let (own, other) = (pod.sandbox.attachment.clone(), late.sandbox.attachment.clone());
+        let input = with_ports(&pod, &json!([mapping("tcp", 8080), mapping("udp", 8080)]));
+        let add = |attachment: &Attachment, input: &Value| node.call("portmap", "ADD", attachment, input);
+        assert_eq!(add(&own, &input).code, Some(0));
+        let loopback: [std::net::IpAddr; 2] = ["127.0.0.1".parse().unwrap(), "::1".parse().unwrap()];
+        for to in loopback.into_iter().chain(node.addresses) {
+            for kind in [Kind::Tcp(8080), Kind::Udp(8080)] {
+                assert_eq!(node::answer(node.place.net(), to, kind).unwrap().0, "p", "{to} {kind}");
+            }
+        }
+        assert_eq!(node::answer(pod.net(), node.addresses[0], Kind::Tcp(8080)).unwrap().0, "p", "itself");
+        // A port that is held, and what cannot be served, is refused by name.
+        let taken = add(&other, &with_ports(&late, &json!([mapping("tcp", 8080)])));
+        assert!(
+            taken.stdout.contains(&format!("host port tcp 8080 is held by container {}", own.container_id)),
+            "{}",
+            taken.stdout
+        );
+        let banana = json!([{"hostPort": 1, "containerPort": 1, "hostIP": "banana"}]);
+        assert!(add(&other, &with_ports(&late, &banana)).stdout.contains("hostIP: \\\"banana\\\" found"));
+        let mut conditions = input.clone();
+        conditions["conditionsV4"] = json!(["ip", "saddr", "10.0.0.0/8"]);
+        assert!(add(&other, &conditions).stdout.contains("\"code\":2"));
+        // Everybody masqueraded, where that is asked for.
+        let mut all = with_ports(&late, &json!([mapping("tcp", 8090)]));
+        let seen = || node::answer(node.other.net(), node.addresses[0], Kind::Tcp(8090)).unwrap().1;
+        assert_eq!(add(&other, &all).code, Some(0));
+        assert_eq!(seen(), node.others[0]);
+        all["masqAll"] = true.into();
+        assert_eq!(add(&other, &all).code, Some(0), "an ADD again begins anew");
+        assert_eq!(seen(), node.addresses[0]);
+        // CHECK sees a rule that is gone.
+        assert_eq!(node.call("portmap", "CHECK", &own, &input).code, Some(0));
+        node.sh("nft flush chain ip cni_hostport hostports");
+        let checked = node.call("portmap", "CHECK", &own, &input);
+        assert!(checked.stdout.contains("host port tcp 8080 is not open"), "{}", checked.stdout);
+        // GC ends what is not valid; DEL needs not be told of the ports.
+        let gc = json!({
+            "cniVersion": "1.1.0", "name": NETWORK, "type": "portmap",
+            "cni.dev/valid-attachments": [{"containerID": own.container_id, "ifname": "eth0"}]
+        });
+        assert_eq!(node.call("portmap", "GC", &own, &gc).code, Some(0));
+        let left = hostport_tables(node);
+        assert!(left.contains(&own.container_id) && !left.contains(&other.container_id), "{left}");
+        let bare = json!({"cniVersion": "1.1.0", "name": NETWORK, "type": "portmap"});
+        assert_eq!(node.call("portmap", "DEL", &own, &bare).code, Some(0));
+        assert_eq!(node.call("portmap", "DEL", &own, &bare).code, Some(0));
+        assert!(!hostport_tables(node).contains("comment"), "{}", hostport_tables(node));
+        assert_eq!(node.sh("ls /run/podway/portmap").trim(), "lock");
     });
 }

@@ -171,8 +171,8 @@ pub(crate) enum NodeCommand {
     /// Install the CNI plugin on this node
     ///
     /// Copies the plugin to where container runtimes look for it, links the names of other plugins to it where no
-    /// file of that name stands (bandwidth, host-local, loopback), then writes the network configuration. Each file
-    /// is replaced in one step, the configuration last. What is there already and equal is left alone.
+    /// file of that name stands (bandwidth, host-local, loopback, portmap), then writes the network configuration.
+    /// Each file is replaced in one step, the configuration last. What is there already and equal is left alone.
     Install(InstallArgs),
 }
 

@@ -6,6 +6,7 @@
 mod bad_input;
 mod connectivity;
 mod enforcement;
+mod host_ports;
 mod restarts;
 mod store_outage;
 

@@ -110,7 +110,7 @@ fn protocol(value: &Value) -> Option<Protocol> {
 }
 
 /// Whether two host ports want the same packets.
-fn overlap(a: &HostPort, b: &HostPort) -> bool {
+pub fn overlap(a: &HostPort, b: &HostPort) -> bool {
     let addresses = match (a.host_ip, b.host_ip) {
         (Some(a), Some(b)) => {
             a == b || a.is_ipv4() == b.is_ipv4() && (a.is_unspecified() || b.is_unspecified())
@@ -175,7 +175,7 @@ pub fn open(node: &Node, rtnl: &mut Rtnl, record: &EndpointRecord) -> Result<(),
 
 /// Deletes the connection tracking entries of flows to these ports. A TCP connection begins with a packet that is
 /// looked at anew; a UDP sender may use one pair of ports for ever, and would be sent on to where it was sent before.
-fn forget_flows(rtnl: &mut Rtnl, ports: &[HostPort]) -> Result<(), CniError> {
+pub fn forget_flows(rtnl: &mut Rtnl, ports: &[HostPort]) -> Result<(), CniError> {
     let lasting: Vec<_> = ports.iter().filter(|port| port.protocol != Protocol::Tcp).collect();
     if lasting.is_empty() {
         return Ok(());

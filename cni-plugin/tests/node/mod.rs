@@ -189,7 +189,10 @@ impl Node {
         args: &str,
         input: &Value,
     ) -> RawOutcome {
+        // The real plugins run `nft`, which may be an unpacked one.
+        let libraries = std::env::var("LD_LIBRARY_PATH").unwrap_or_default();
         let environment = [
+            ("LD_LIBRARY_PATH", libraries.as_str()),
             ("CNI_ARGS", args),
             ("CNI_COMMAND", verb),
             ("CNI_CONTAINERID", attachment.container_id.as_str()),

@@ -9,7 +9,7 @@ use crate::ids::MacAddr;
 /// CNI plugin type, and default network name.
 pub const PLUGIN: &str = "podway";
 /// Names of other plugins, by which the CNI plugin does their jobs: links to it, where no file of that name stands.
-pub const OTHER_PLUGINS: [&str; 3] = ["bandwidth", "host-local", "loopback"];
+pub const OTHER_PLUGINS: [&str; 4] = ["bandwidth", "host-local", "loopback", "portmap"];
 /// Default prefix of every key in etcd.
 pub const ETCD_PREFIX: &str = "/podway/v1/";
 

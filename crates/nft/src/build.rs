@@ -158,6 +158,11 @@ impl Rule {
         self.with(Expr::Dnat { family, key: key.into(), map })
     }
 
+    /// `dnat to ADDRESS:PORT`.
+    pub fn dnat_to(self, to: std::net::SocketAddr) -> Self {
+        self.with(Expr::DnatTo(to))
+    }
+
     /// `notrack`.
     pub fn notrack(self) -> Self {
         self.with(Expr::Notrack)

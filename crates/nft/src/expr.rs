@@ -317,6 +317,9 @@ pub enum Expr {
         /// A map with an address and a port ([`crate::MapData::Pair`]).
         map: Name,
     },
+    /// `dnat to ADDRESS:PORT`, as it is written in tables of family ip or ip6: nat chains that are reached from
+    /// prerouting and output only. The rule must have asked for a protocol with ports.
+    DnatTo(std::net::SocketAddr),
     /// `notrack`: raw chains only.
     Notrack,
 }

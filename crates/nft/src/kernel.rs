@@ -2,9 +2,11 @@
 
 use std::fmt;
 
+use crate::expr::Field;
 use crate::name::Name;
 use crate::object::{BaseChain, Set, TableFlags, TableId, TableState};
 use crate::transaction::Transaction;
+use crate::value::Value;
 
 /// Error number of the kernel (`errno.h`), as far as nf_tables answers with it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -143,6 +145,8 @@ pub struct RuleDump {
     pub comment: String,
     /// Names of the kernel's expressions (`meta`, `cmp`, `lookup`, ...) in order.
     pub exprs: Vec<String>,
+    /// Fields that must have a value, as far as we know them (`FIELD VALUE`), in order.
+    pub asked: Vec<(Field, Value)>,
 }
 
 /// A kernel that keeps tables.

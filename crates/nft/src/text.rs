@@ -312,6 +312,7 @@ fn statement(expr: &Expr, transport: &str) -> String {
         Expr::Masquerade { fully_random: true } => "masquerade fully-random".to_owned(),
         Expr::Masquerade { fully_random: false } => "masquerade".to_owned(),
         Expr::Dnat { family, key, map } => format!("dnat {family} to {} map @{map}", many(key)),
+        Expr::DnatTo(to) => format!("dnat to {to}"),
         Expr::Notrack => "notrack".to_owned(),
     }
 }

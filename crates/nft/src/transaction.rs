@@ -98,6 +98,15 @@ pub enum Op {
         /// The elements; their data is not looked at, except that of verdicts.
         elements: Vec<Element>,
     },
+    /// Delete a rule; it must exist.
+    DeleteRule {
+        /// Its table.
+        table: TableId,
+        /// Its chain.
+        chain: Name,
+        /// The kernel's number for it ([`crate::RuleDump::handle`]).
+        handle: u64,
+    },
     /// Append a rule to a chain.
     AddRule {
         /// Its table.
@@ -121,6 +130,7 @@ impl Op {
             | Self::AddSet { table, .. }
             | Self::DeleteSet { table, .. }
             | Self::FlushSet { table, .. }
+            | Self::DeleteRule { table, .. }
             | Self::AddRule { table, .. } => table,
             Self::AddElements { set, .. } | Self::DeleteElements { set, .. } => &set.table,
         }
@@ -144,6 +154,9 @@ impl fmt::Display for Op {
             }
             Self::DeleteElements { set, elements } => {
                 write!(f, "delete {} element(s) from {} {}", elements.len(), set.table, set.name)
+            }
+            Self::DeleteRule { table, chain, handle } => {
+                write!(f, "delete rule {table} {chain} handle {handle}")
             }
             Self::AddRule { table, chain, rule } => {
                 write!(f, "add rule {table} {chain}")?;

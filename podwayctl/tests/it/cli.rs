@@ -149,10 +149,23 @@ fn install_copies_the_plugin_and_then_the_configuration() {
     let line =
         format!("node install --plugin {plugin} --bin-dir {} --conf-dir {}", bin.display(), conf.display());
     let file = |path: &Path, what: &str| format!("{} {what}\n", path.display());
-    let both = |what| file(&bin.join("podway"), what) + &file(&conf.join("10-podway.conflist"), what);
-    place.run(&line).expect(0, &both("written"), "");
+    let all = |what| {
+        let names = ["podway"].into_iter().chain(podway_model::names::OTHER_PLUGINS);
+        let bin: String = names.map(|name| file(&bin.join(name), what)).collect();
+        bin + &file(&conf.join("10-podway.conflist"), what)
+    };
+    place.run(&line).expect(0, &all("written"), "");
     fs::write(conf.join("05-other.conf"), "").unwrap();
-    place.run(&line).expect(0, &both("unchanged"), "05-other.conf sorts before");
+    place.run(&line).expect(0, &all("unchanged"), "05-other.conf sorts before");
+    // What somebody put under one of these names is theirs.
+    fs::remove_file(bin.join("loopback")).unwrap();
+    fs::write(bin.join("loopback"), "another's").unwrap();
+    place.run(&line).expect(
+        0,
+        &all("unchanged").replace(&file(&bin.join("loopback"), "unchanged"), ""),
+        "05-",
+    );
+    assert_eq!(fs::read(bin.join("loopback")).unwrap(), b"another's");
     let missing = line.replace(&plugin, "/nowhere/podway");
     place.run(&missing).expect(1, "", "/nowhere/podway: No such file");
 }

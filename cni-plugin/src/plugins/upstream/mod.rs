@@ -1,4 +1,5 @@
-//! The plugin under other plugins' names: `loopback`, `host-local` and `bandwidth` of containernetworking/plugins.
+//! The plugin under other plugins' names: `loopback`, `host-local`, `portmap` and `bandwidth` of
+//! containernetworking/plugins.
 //!
 //! Keys, results and what lies on disk or in the kernel are those of version 1.9.1, so a chain that the one began is
 //! one that the other finishes. What differs is what theirs leaves undone: GC frees, STATUS says when ADD would fail,
@@ -9,6 +10,7 @@
 mod bandwidth;
 pub mod host_local;
 mod loopback;
+mod portmap;
 
 use std::ffi::{OsStr, OsString};
 use std::io::Read;
@@ -31,12 +33,18 @@ pub enum Plugin {
     HostLocal,
     /// Limits an interface of the plugin before it in the chain.
     Bandwidth,
+    /// Leads ports of the node to an interface of the plugin before it in the chain.
+    Portmap,
 }
 
 impl Plugin {
     /// All of them, by the names that `podwayctl node install` links.
-    pub const ALL: [(&'static str, Self); 3] =
-        [("loopback", Self::Loopback), ("host-local", Self::HostLocal), ("bandwidth", Self::Bandwidth)];
+    pub const ALL: [(&'static str, Self); 4] = [
+        ("loopback", Self::Loopback),
+        ("host-local", Self::HostLocal),
+        ("bandwidth", Self::Bandwidth),
+        ("portmap", Self::Portmap),
+    ];
 
     /// The plugin of that name: the last part of the path by which the program was started.
     pub fn named(program: &OsStr) -> Option<Self> {
@@ -93,7 +101,12 @@ fn serve(
         (Plugin::Bandwidth, Call::Check(target)) => bandwidth::check(network, target).map(nothing),
         (Plugin::Bandwidth, Call::Del { attachment }) => bandwidth::del(network, attachment).map(nothing),
         (Plugin::Bandwidth, Call::Gc) => bandwidth::gc(network).map(nothing),
-        (Plugin::Loopback, Call::Gc) | (Plugin::Loopback | Plugin::Bandwidth, Call::Status) => Ok(None),
+        (Plugin::Portmap, Call::Add(target)) => portmap::add(network, target).map(Some),
+        (Plugin::Portmap, Call::Check(target)) => portmap::check(network, target).map(nothing),
+        (Plugin::Portmap, Call::Del { attachment }) => portmap::del(network, attachment).map(nothing),
+        (Plugin::Portmap, Call::Gc) => portmap::gc(network).map(nothing),
+        (Plugin::Loopback, Call::Gc)
+        | (Plugin::Loopback | Plugin::Bandwidth | Plugin::Portmap, Call::Status) => Ok(None),
         // `run` answers it.
         (_, Call::Version) => Ok(None),
     }

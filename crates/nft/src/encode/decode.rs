@@ -1,9 +1,9 @@
 //! Dumped messages back to objects: what [`crate::TableDump`] holds, and what error messages say.
 
 use super::element::{in_network_order, predecessor};
-use super::number::{self, chain, data, elem, msg, rule, set, table};
+use super::number::{self, Load, chain, data, elem, msg, rule, set, table};
 use super::wire::{Attributes, NFMSG_HEADER, NLMSG_HEADER, find, find_be32, find_text};
-use crate::expr::Verdict;
+use crate::expr::{Field, Verdict};
 use crate::kernel::{ChainDump, RuleDump};
 use crate::name::Name;
 use crate::object::{
@@ -124,7 +124,34 @@ pub fn rule(attributes: &[u8]) -> Option<(&str, RuleDump)> {
     let handle = u64::from_be_bytes(find(attributes, rule::HANDLE)?.try_into().ok()?);
     let exprs = expressions(attributes);
     let comment = comment(find(attributes, rule::USERDATA).unwrap_or_default());
-    Some((find_text(attributes, rule::CHAIN)?, RuleDump { handle, comment, exprs }))
+    let asked = asked(attributes);
+    Some((find_text(attributes, rule::CHAIN)?, RuleDump { handle, comment, exprs, asked }))
+}
+
+/// Fields that are loaded whole and then compared for being equal.
+fn asked(attributes: &[u8]) -> Vec<(Field, Value)> {
+    let mut asked = Vec::new();
+    let mut loaded = None;
+    for (_, one) in Attributes(find(attributes, rule::EXPRESSIONS).unwrap_or_default()) {
+        let body = find(one, 2).unwrap_or_default();
+        match find_text(one, 1) {
+            Some("meta") => loaded = find_be32(body, 2).and_then(|key| number::field_of(Load::Meta(key))),
+            Some("payload") => {
+                let parts = (find_be32(body, 2), find_be32(body, 3), find_be32(body, 4));
+                loaded = match parts {
+                    (Some(base), Some(offset), Some(len)) => {
+                        number::field_of(Load::Payload(base, offset, len))
+                    }
+                    _ => None,
+                };
+            }
+            Some("cmp") if find_be32(body, 2) == Some(0) => {
+                asked.extend(loaded.take().zip(find(body, 3).and_then(value)));
+            }
+            _ => loaded = None,
+        }
+    }
+    asked
 }
 
 /// Names of a rule's expressions.

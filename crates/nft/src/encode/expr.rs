@@ -129,6 +129,23 @@ pub(super) fn write(w: &mut Writer, expr: &Expr, ids: SetIds<'_>) {
                 w.be32(5, port);
             });
         }
+        Expr::DnatTo(to) => {
+            let immediate = |w: &mut Writer, register, bytes: &[u8]| {
+                one(w, "immediate", |w| {
+                    w.be32(1, register);
+                    value(w, 2, bytes);
+                });
+            };
+            immediate(w, REG_1, Value::from(to.ip()).as_bytes());
+            immediate(w, register(4), &to.port().to_be_bytes());
+            let family = if to.is_ipv4() { Family::Ip } else { Family::Ip6 };
+            one(w, "nat", |w| {
+                w.be32(1, 1);
+                w.be32(2, u32::from(number::family(family)));
+                w.be32(3, REG_1);
+                w.be32(5, register(4));
+            });
+        }
         Expr::Notrack => w.nest(LIST_ELEM, |w| w.text(1, "notrack")),
     }
 }

@@ -150,6 +150,11 @@ impl<'a> Encoder<'a> {
                 self.elements(msg::NEWSETELEM, NLM_F_CREATE, set, elements);
             }
             Op::DeleteElements { set, elements } => self.elements(msg::DELSETELEM, 0, set, elements),
+            Op::DeleteRule { table, chain, handle } => self.message(table, msg::DELRULE, 0, |w, _| {
+                w.text(rule::TABLE, table.name.as_str());
+                w.text(rule::CHAIN, chain.as_str());
+                w.be64(rule::HANDLE, *handle);
+            }),
             Op::AddRule { table, chain, rule } => {
                 self.message(table, msg::NEWRULE, NLM_F_CREATE | NLM_F_APPEND, |w, id| {
                     w.text(rule::TABLE, table.name.as_str());

@@ -242,6 +242,7 @@ pub(crate) fn byte_order(parts: &[DataType]) -> u32 {
 }
 
 /// How a field is loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Load {
     Meta(u32),
     Ct(u32),
@@ -249,6 +250,23 @@ pub(crate) enum Load {
     Payload(u32, u32, u32),
     /// Result, flags.
     Fib(u32, u32),
+}
+
+/// The field that is loaded so, of those that rules of other people's tables are asked about. Where the family decides
+/// what lies there, it is IPv4 for four bytes and IPv6 for sixteen.
+pub(crate) fn field_of(loaded: Load) -> Option<Field> {
+    [
+        Field::NfProto,
+        Field::L4Proto,
+        Field::IpSaddr,
+        Field::IpDaddr,
+        Field::Ip6Saddr,
+        Field::Ip6Daddr,
+        Field::ThSport,
+        Field::ThDport,
+    ]
+    .into_iter()
+    .find(|field| load(*field) == loaded)
 }
 
 pub(crate) fn load(field: Field) -> Load {

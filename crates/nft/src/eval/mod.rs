@@ -368,6 +368,10 @@ impl Walk<'_> {
                 self.out.translation = Some(destination(data).ok_or_else(wrong)?);
                 Step::Fate(Fate::Accept)
             }
+            Expr::DnatTo(to) => {
+                self.out.translation = Some(Translation::Destination { address: to.ip(), port: to.port() });
+                Step::Fate(Fate::Accept)
+            }
             Expr::Notrack => {
                 // Nothing but a packet whose connection was not looked up yet can be taken out.
                 if self.at <= CONNTRACK {

@@ -85,6 +85,12 @@ impl Ruleset {
             }
             Op::AddElements { set, elements } => table.add_elements(set, elements),
             Op::DeleteElements { set, elements } => table.delete_elements(set, elements),
+            Op::DeleteRule { chain, handle, .. } => {
+                let rules = &mut table.chain_mut(chain)?.rules;
+                let at = rules.iter().position(|held| held.handle == *handle).ok_or(Errno::NOENT)?;
+                rules.remove(at);
+                Ok(true)
+            }
             Op::AddRule { chain, rule, .. } => table.add_rule(chain, rule, exprs),
         }
     }
@@ -160,6 +166,7 @@ impl Ruleset {
             handle: held.handle,
             comment: held.rule.comment.clone(),
             exprs: held.exprs.clone(),
+            asked: held.rule.exprs.iter().filter_map(asked).collect(),
         };
         let chain = |chain: &HeldChain| ChainDump {
             name: chain.name.clone(),
@@ -397,6 +404,14 @@ impl Table {
         let set = self.set(set).ok_or(Errno::NOENT)?;
         let loaded: usize = key.iter().map(|field| field.data_type().padded()).sum();
         if loaded >= set.key.size() { Ok(set.data) } else { Err(Errno::NODATA) }
+    }
+}
+
+/// What a statement asks for.
+fn asked(expr: &Expr) -> Option<(Field, crate::value::Value)> {
+    match expr {
+        Expr::Cmp { field, op: crate::expr::CmpOp::Eq, value } => Some((*field, value.clone())),
+        _ => None,
     }
 }
 

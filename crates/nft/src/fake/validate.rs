@@ -69,7 +69,7 @@ fn works_at(expr: &Expr, base: &BaseChain) -> Result<(), Errno> {
     };
     let fits = match expr {
         Expr::Masquerade { .. } => base.kind == ChainKind::Nat && base.hook == Hook::Postrouting,
-        Expr::Dnat { .. } => {
+        Expr::Dnat { .. } | Expr::DnatTo(_) => {
             base.kind == ChainKind::Nat && matches!(base.hook, Hook::Prerouting | Hook::Output)
         }
         Expr::Reject(_) => base.hook != Hook::Postrouting,
