@@ -1,12 +1,12 @@
 //! ADD: gives a pod its interface.
 //!
 //! ```text
-//!  1 look      environment, configuration, namespace, policy table, node file
+//!  1 look      environment, configuration, namespace, nft tables; under the address lock: node file
 //!  2 guard     table `inet podway-guard`, if it is missing
 //!  3 lease     the addresses are ours from here on, and clean before the link goes up
 //!  4 record    the daemons know the pod before its link exists
 //!  5 link      the pair, the pod's end in its namespace; group, alias, addresses, neighbours
-//!  6 up        sysctls, then both ends up, routes
+//!  6 up        sysctls, rates, then the node's end up, then the pod's; routes, host ports
 //!  7 policy    the agent's acknowledgement; up to here the fence keeps the pod closed
 //! ```
 //!
@@ -17,13 +17,13 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
+use std::time::{Duration, Instant};
 
 use podway_ipam::store::since_boot;
-use podway_ipam::{Grant, LeaseError, Request as LeaseRequest};
-use podway_kern::KernelError;
+use podway_ipam::{Grant, Request as LeaseRequest};
 use podway_kern::conntrack::Conntrack;
-use podway_kern::ns::NetNs;
 use podway_kern::rtnl::{Link, Request, Rtnl};
+use podway_kern::{Errno, KernelError};
 use podway_model::SCHEMA;
 use podway_model::cluster::{PolicyMode, PolicyTimeout};
 use podway_model::endpoint::EndpointRecord;
@@ -36,7 +36,10 @@ use serde_json::Value;
 use crate::conf::{AddConf, Network};
 use crate::env::Target;
 use crate::error::{CniError, Code};
+use crate::netns::PodNetNs;
 use crate::node::Node;
+use crate::plugins::bandwidth::{self, Rates};
+use crate::plugins::ports;
 use crate::policy::{self, Acknowledgement};
 use crate::tables::Tables;
 use crate::wiring::Wiring;
@@ -46,6 +49,8 @@ use crate::{netns, result, teardown};
 const SECOND_METRIC: u32 = 2048;
 /// Index for a pod's end where the kernel's choice would equal the node's end's: far from what it counts up to.
 const OTHER_INDEX: u32 = 0x7000_0000;
+/// Interfaces of one pod that may have such an index, at least.
+const OTHER_INDEX_ATTEMPTS: u32 = 8;
 
 /// Attaches a pod and returns the result.
 pub fn add(network: &Network, target: &Target) -> Result<Value, CniError> {
@@ -53,17 +58,13 @@ pub fn add(network: &Network, target: &Target) -> Result<Value, CniError> {
     conf.ips.extend(target.ip);
     let netns = netns::open(target)?;
     let node = Node::here()?;
-    let file = node.file()?;
-    let mtu = mtu(&conf, &file)?;
     let mut tables = Tables::look()?;
-    tables.ensure_guard()?;
-    if file.policy == PolicyMode::Required && !tables.has_policy() {
-        return Err(policy::refused("table inet podway-policy is missing; is it running?"));
-    }
     let mut rtnl = Rtnl::open()?;
-    let grant = lease(&node, &mut rtnl, network, &conf, target)?;
-    let wiring = Wiring::new(&target.attachment, mtu, grant.lease.ips().collect());
-    let made = wire(&node, &mut rtnl, network, target, &netns, &wiring, &grant, &file);
+    let (file, grant) = lease(&node, &mut rtnl, network, &conf, target, &mut tables)?;
+    let wiring = Wiring::new(&target.attachment, mtu(&conf, &file)?, grant.lease.ips().collect());
+    let mut record = record(&node, network, target, &wiring);
+    record.host_ports = conf.host_ports;
+    let made = wire(&node, &mut rtnl, &record, &conf.rates, target, &netns, &wiring, &grant, &file);
     if let Err(error) = made {
         return Err(match teardown::detach(&node, &mut rtnl, &network.name, &target.attachment) {
             Ok(_) => error,
@@ -88,7 +89,7 @@ fn mtu(conf: &AddConf, file: &NodeFile) -> Result<podway_model::ids::Mtu, CniErr
     }
 }
 
-/// Leases the addresses. What an earlier ADD of this attachment left is cleared first; an attachment of another
+/// Leases the addresses, if the node is ready for a pod. What an earlier ADD of this attachment left is cleared first; an attachment of another
 /// network under the same interface name is not touched.
 fn lease(
     node: &Node,
@@ -96,7 +97,8 @@ fn lease(
     network: &Network,
     conf: &AddConf,
     target: &Target,
-) -> Result<Grant, CniError> {
+    tables: &mut Tables,
+) -> Result<(NodeFile, Grant), CniError> {
     let mut leases = node.leases()?;
     if let Some(old) = leases.ledger().lease_of(&target.attachment) {
         if old.network != network.name {
@@ -112,6 +114,11 @@ fn lease(
     }
     // Under the lock: see `podway_ipam::node`.
     let file = node.file()?;
+    conf.rates.fit(mtu(conf, &file)?)?;
+    if file.policy == PolicyMode::Required && !tables.has_policy() {
+        return Err(policy::refused("table inet podway-policy is missing; is it running?"));
+    }
+    tables.ensure_guard()?;
     let namespace = target.pod.as_ref().and_then(|pod| pod.namespace.parse::<NamespaceName>().ok());
     let of_namespace = namespace.and_then(|namespace| file.namespace_pools.get(&namespace));
     let request = LeaseRequest {
@@ -124,22 +131,27 @@ fn lease(
         },
         addresses: conf.ips.clone(),
     };
-    leases.lease(&file, &request, since_boot()).map_err(|error: LeaseError| error.into())
+    let grant = leases.lease(&file, &request, since_boot()).map_err(CniError::from)?;
+    Ok((file, grant))
 }
 
 #[expect(clippy::too_many_arguments, reason = "the steps of one sequence share what the look found out")]
 fn wire(
     node: &Node,
     rtnl: &mut Rtnl,
-    network: &Network,
+    record: &EndpointRecord,
+    rates: &Rates,
     target: &Target,
-    netns: &NetNs,
+    netns: &PodNetNs,
     wiring: &Wiring,
     grant: &Grant,
     file: &NodeFile,
 ) -> Result<(), CniError> {
-    let record = record(node, network, target, wiring);
-    node.records().write(&record)?;
+    if record.host_ports.is_empty() {
+        node.records().write(record)?;
+    } else {
+        ports::reserve(node, record)?;
+    }
     let link = make_pair(rtnl, netns, target, wiring)?;
     let peer = link.link.ok_or_else(|| {
         CniError::new(Code::Kernel, format!("{}: the kernel does not name its peer", wiring.host_name))
@@ -148,15 +160,22 @@ fn wire(
         let dirty: BTreeSet<IpAddr> = grant.dirty.iter().copied().collect();
         Conntrack::open()?.delete(&dirty)?;
     }
-    for (sysctl, value) in wiring.host_sysctls() {
-        netns::write_sysctl(&sysctl, value)?;
+    for (sysctl, value) in wiring.host_v6_sysctls().into_iter().chain(ports::sysctls(record)) {
+        netns::write_sysctl(&sysctl, &value)?;
     }
-    netns.run(|| bring_pod_up(wiring, peer))??;
-    rtnl.run_all(&wiring.host_requests(link.index))?;
+    bandwidth::limit(rtnl, rates, &target.attachment, &link, wiring.mtu)?;
+    let mut requests = wiring.host_requests(link.index);
+    requests.extend(ports::routes(record, link.index).into_iter().map(Request::ReplaceRoute));
+    rtnl.run_all(&requests)?;
+    let mut inside = netns.visit(|| bring_pod_up(wiring, peer))?;
     wait_for_carrier(rtnl, &link)?;
+    wait_for_addresses(&mut inside, wiring)?;
+    if !record.host_ports.is_empty() {
+        ports::open(node, rtnl, record)?;
+    }
     if file.policy == PolicyMode::Required
         && let Acknowledgement::Missing(reason) =
-            policy::announce(node.policy_socket(), &record, policy::PATIENCE)
+            policy::announce(node.policy_socket(), record, policy::PATIENCE)
         && file.policy_timeout == PolicyTimeout::Undo
     {
         return Err(policy::refused(&reason));
@@ -184,7 +203,7 @@ fn record(node: &Node, network: &Network, target: &Target, wiring: &Wiring) -> E
 }
 
 /// Makes the pair and returns the node's end.
-fn make_pair(rtnl: &mut Rtnl, netns: &NetNs, target: &Target, wiring: &Wiring) -> Result<Link, CniError> {
+fn make_pair(rtnl: &mut Rtnl, netns: &PodNetNs, target: &Target, wiring: &Wiring) -> Result<Link, CniError> {
     let link = match create(rtnl, netns, wiring, None) {
         Err(e) if e.is_exists() => {
             // A pair of ours whose lease is gone (somebody emptied /run), or a stranger's interface.
@@ -197,18 +216,30 @@ fn make_pair(rtnl: &mut Rtnl, netns: &NetNs, target: &Target, wiring: &Wiring) -
         return Ok(link);
     }
     // Equal indexes at both ends make the kernel take the pair for something stacked on nothing, and hold its
-    // carrier event back for up to a second (linkwatch_urgent_event): the first packets would be lost.
+    // carrier event back for up to a second (linkwatch_urgent_event): the first packets would be lost. Both ends
+    // count up, so the next pair would have equal ones again. The kernel takes the pod's index from us only if it
+    // gets the node's, too: that one is free now.
+    for attempt in 0..OTHER_INDEX_ATTEMPTS {
+        teardown::remove_link(rtnl, &target.attachment)?;
+        match create(rtnl, netns, wiring, Some((link.index, OTHER_INDEX + attempt))) {
+            // Somebody has one of them.
+            Err(e) if e.is_exists() || e.errno() == Some(Errno::EBUSY) => {}
+            other => return Ok(other?),
+        }
+    }
     teardown::remove_link(rtnl, &target.attachment)?;
-    Ok(create(rtnl, netns, wiring, Some(OTHER_INDEX))?)
+    Ok(create(rtnl, netns, wiring, None)?)
 }
 
 fn create(
     rtnl: &mut Rtnl,
-    netns: &NetNs,
+    netns: &PodNetNs,
     wiring: &Wiring,
-    pod_index: Option<u32>,
+    indexes: Option<(u32, u32)>,
 ) -> Result<Link, KernelError> {
-    rtnl.run_all(&wiring.create(netns.as_fd(), pod_index))?;
+    // By name, so only once it is known that the name is ours.
+    rtnl.run(wiring.create(netns.as_fd(), indexes))?;
+    rtnl.run(wiring.mark())?;
     match rtnl.link(wiring.host_name.as_str())? {
         Some(link) => Ok(link),
         None => Err(KernelError::Malformed {
@@ -243,10 +274,10 @@ fn occupied(rtnl: &mut Rtnl, error: KernelError, target: &Target, wiring: &Wirin
     }
 }
 
-/// Runs in the pod's namespace.
-fn bring_pod_up(wiring: &Wiring, index: u32) -> Result<(), CniError> {
+/// Runs in the pod's namespace, and returns its socket there.
+fn bring_pod_up(wiring: &Wiring, index: u32) -> Result<Rtnl, CniError> {
     for (sysctl, value) in wiring.pod_sysctls() {
-        netns::write_sysctl(&sysctl, value)?;
+        netns::write_sysctl(&sysctl, &value)?;
     }
     let mut rtnl = Rtnl::open()?;
     let first = wiring.pod_routes(index, None).into_iter().map(Request::AddRoute);
@@ -264,20 +295,41 @@ fn bring_pod_up(wiring: &Wiring, index: u32) -> Result<(), CniError> {
         let second = wiring.pod_routes(index, Some(SECOND_METRIC)).into_iter().map(Request::ReplaceRoute);
         rtnl.run_all(&second.collect::<Vec<_>>())?;
     }
+    Ok(rtnl)
+}
+
+/// The pod's end came up second: the kernel made it ready to send at once, and left the node's end, which has been up
+/// without a carrier, to its link watch, which works at its leisure; until then what the node sends to the pod is
+/// dropped. Asking for a link has the kernel do it now (since Linux 6.8; before that, asking again waits for it).
+fn wait_for_carrier(rtnl: &mut Rtnl, link: &Link) -> Result<(), CniError> {
+    wait_for(&format_args!("{} has no carrier", link.name), || {
+        let now = rtnl.link(link.index)?;
+        Ok(now.is_some_and(|now| now.operational))
+    })
+}
+
+/// The kernel hands a new IPv6 address to a worker; until then packets to it are dropped.
+fn wait_for_addresses(inside: &mut Rtnl, wiring: &Wiring) -> Result<(), CniError> {
+    for address in wiring.addresses.iter().filter(|address| address.is_ipv6()) {
+        wait_for(&format_args!("{address} is not in use in the pod"), || inside.is_local(*address))?;
+    }
     Ok(())
 }
 
-/// The node's end came up second, so its peer's carrier event is worked off by the kernel at its leisure; until
-/// then the pod's first packets are dropped. Asking for a link works it off (since Linux 6.8; before that it is a
-/// matter of microseconds, and asking again waits for it).
-fn wait_for_carrier(rtnl: &mut Rtnl, link: &Link) -> Result<(), CniError> {
-    const ATTEMPTS: usize = 1000;
-    for _ in 0..ATTEMPTS {
-        match rtnl.link(link.index)? {
-            Some(now) if now.lower_up => return Ok(()),
-            Some(_) => std::thread::yield_now(),
-            None => break,
+/// Waits for what the kernel does by itself in a moment. The first look is nearly always enough.
+fn wait_for(
+    what_else: &dyn std::fmt::Display,
+    mut look: impl FnMut() -> Result<bool, KernelError>,
+) -> Result<(), CniError> {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    const PAUSE: Duration = Duration::from_micros(200);
+    let deadline = Instant::now() + PATIENCE;
+    while !look()? {
+        if Instant::now() > deadline {
+            let message = format!("{what_else} after {} s", PATIENCE.as_secs());
+            return Err(CniError::new(Code::Kernel, message));
         }
+        std::thread::sleep(PAUSE);
     }
-    Err(CniError::new(Code::Kernel, format!("{}: has no carrier", link.name)))
+    Ok(())
 }

@@ -14,6 +14,7 @@ use crate::conf::Network;
 use crate::env::Target;
 use crate::error::{CniError, Code};
 use crate::node::Node;
+use crate::plugins::{bandwidth, ports};
 use crate::tables::Tables;
 use crate::wiring::Wiring;
 use crate::{netns, result, teardown};
@@ -29,10 +30,12 @@ pub fn check(network: &Network, target: &Target) -> Result<(), CniError> {
     let mut wrong = Differences::new();
     let record = check_state(&node, network, target, previous, &mut wrong)?;
     if let Some(record) = record {
-        let wiring = Wiring::new(&target.attachment, record.mtu, record.addresses);
+        let wiring = Wiring::new(&target.attachment, record.mtu, record.addresses.clone());
         let mut rtnl = Rtnl::open()?;
         let peer = check_host(&mut rtnl, target, &wiring, &mut wrong)?;
-        wrong.extend(netns.run(|| check_pod(&wiring, peer))??);
+        wrong.extend(ports::differences(&mut rtnl, network, &record, peer.as_ref())?);
+        wrong.extend(bandwidth::differences(&mut rtnl, network, &target.attachment, peer.as_ref())?);
+        wrong.extend(netns.visit(|| check_pod(&wiring, peer))?);
     }
     if !Tables::look()?.has_guard() {
         wrong.push("nft table inet podway-guard is missing".to_owned());
@@ -181,8 +184,10 @@ fn check_tables(
 }
 
 fn check_link(link: &Link, mtu: u32, mac: podway_model::ids::MacAddr, wrong: &mut Differences) {
-    if !link.up {
-        wrong.push(format!("{}: is down", link.name));
+    match (link.up, link.operational) {
+        (false, _) => wrong.push(format!("{}: is down", link.name)),
+        (true, false) => wrong.push(format!("{}: has no carrier", link.name)),
+        (true, true) => {}
     }
     compare(&format!("{}: mtu", link.name), &link.mtu, &mtu, wrong);
     if link.mac != Some(mac) {
@@ -190,10 +195,10 @@ fn check_link(link: &Link, mtu: u32, mac: podway_model::ids::MacAddr, wrong: &mu
     }
 }
 
-fn check_sysctls(name: &str, sysctls: &[(Sysctl, &'static str)], wrong: &mut Differences) {
+fn check_sysctls(name: &str, sysctls: &[(Sysctl, String)], wrong: &mut Differences) {
     for (sysctl, expected) in sysctls {
         match sysctl.read() {
-            Ok(found) => compare(&sysctl.to_string(), &found.as_str(), expected, wrong),
+            Ok(found) => compare(&sysctl.to_string(), &found, expected, wrong),
             // Without IPv6 in the kernel, ADD did not set it either.
             Err(e) if e.is_missing() => {}
             Err(e) => wrong.push(format!("{name}: {e}")),

@@ -7,11 +7,14 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use podway_ipam::Attachment;
+use podway_model::endpoint::HostPort;
 use podway_model::ids::{Mtu, NetworkName, ObjectName};
 use podway_model::mistakes::Mistakes;
 use serde_json::{Map, Value};
 
 use crate::error::{CniError, Code};
+use crate::plugins::bandwidth::{self, Rates};
+use crate::plugins::ports;
 use crate::version::SpecVersion;
 
 /// Most bytes of standard input that are read.
@@ -39,6 +42,10 @@ pub struct AddConf {
     pub pools: Vec<ObjectName>,
     /// Addresses asked for: `runtimeConfig.ips`, then `args.cni.ips`.
     pub ips: Vec<IpAddr>,
+    /// `runtimeConfig.portMappings`: ports of the node that lead to the pod.
+    pub host_ports: Vec<HostPort>,
+    /// `runtimeConfig.bandwidth`: what the pod may receive and send.
+    pub rates: Rates,
     /// `dns`, with `runtimeConfig.dns` before it: goes into the result as it is.
     pub dns: Map<String, Value>,
     /// Result of the plugin before us in the chain.
@@ -126,6 +133,9 @@ impl Network {
         for (field, list) in lists {
             conf.ips.extend(list.map(|list| addresses(list, field, &mut mistakes)).unwrap_or_default());
         }
+        conf.host_ports =
+            ports::parse(runtime.and_then(|section| section.get("portMappings")), &mut mistakes);
+        conf.rates = bandwidth::parse(runtime.and_then(|section| section.get("bandwidth")), &mut mistakes);
         if let Some(dns) = self.section("dns", &mut mistakes) {
             conf.dns.extend(dns.clone());
         }
@@ -207,17 +217,31 @@ impl Network {
         let Some(runtime) = self.object.get("runtimeConfig").and_then(Value::as_object) else {
             return Ok(());
         };
-        for (key, hint) in [
-            ("portMappings", "chain the portmap plugin behind"),
-            ("bandwidth", "chain the bandwidth plugin behind"),
-            ("mac", "the address is derived from the container id"),
-            ("ipRanges", "use pools"),
-        ] {
+        for (key, hint) in
+            [("mac", "the address is derived from the container id"), ("ipRanges", "use pools")]
+        {
             if let Some(value) = runtime.get(key).filter(|value| !is_empty(value)) {
                 return refuse(&format!("runtimeConfig.{key}"), value, hint);
             }
         }
         Ok(())
+    }
+
+    /// A value at the top of the configuration.
+    pub fn key(&self, key: &str) -> Option<&Value> {
+        self.object.get(key)
+    }
+
+    /// The result of the plugin before in the chain, if there is one.
+    pub fn previous_if_any(&self) -> Result<Option<Map<String, Value>>, CniError> {
+        let mut mistakes = Mistakes::default();
+        let previous = self.section("prevResult", &mut mistakes).cloned();
+        if mistakes.is_empty() { Ok(previous) } else { Err(CniError::config(&mistakes)) }
+    }
+
+    /// A value that the runtime gives for a capability.
+    pub fn runtime(&self, capability: &str) -> Option<&Value> {
+        self.object.get("runtimeConfig")?.get(capability)
     }
 
     /// A section that must be an object where it is there.
@@ -370,8 +394,6 @@ mod tests {
     fn what_is_not_supported_is_named() {
         for (conf, part) in [
             (json!({"ipam": {"type": "host-local"}}), "ipam.type: \"host-local\""),
-            (json!({"runtimeConfig": {"portMappings": [{"hostPort": 1}]}}), "runtimeConfig.portMappings"),
-            (json!({"runtimeConfig": {"bandwidth": {"ingressRate": 1}}}), "runtimeConfig.bandwidth"),
             (json!({"runtimeConfig": {"mac": "02:00:00:00:00:01"}}), "runtimeConfig.mac"),
         ] {
             let error = network(conf).for_add().unwrap_err();

@@ -11,6 +11,7 @@
 //! | [`add`], [`check`], [`gc`], [`status`] | the verbs; DEL is [`teardown::detach`] |
 //! | [`teardown`] | takes an attachment apart: DEL, GC, undoing an ADD |
 //! | [`record`], [`node`], [`netns`], [`tables`] | the node's state, one door each |
+//! | [`plugins`] | what other networks chain plugins for, built in |
 //! | [`policy`] | the fence: waiting for the policy agent |
 //!
 //! The plugin answers with exactly one JSON text on standard output, or none where the verb has no result, and
@@ -24,6 +25,7 @@ pub mod error;
 pub mod gc;
 pub mod netns;
 pub mod node;
+pub mod plugins;
 pub mod policy;
 pub mod record;
 pub mod result;
@@ -33,7 +35,7 @@ pub mod teardown;
 pub mod version;
 pub mod wiring;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::Read;
 
 use podway_kern::rtnl::Rtnl;
@@ -71,13 +73,26 @@ pub fn run(lookup: impl Fn(&str) -> Option<OsString>, input: impl Read) -> Answe
     }
 }
 
+/// Serves one call as the plugin by whose name the program was started.
+pub fn run_as(program: &OsStr, lookup: impl Fn(&str) -> Option<OsString>, input: impl Read) -> Answer {
+    match plugins::upstream::Plugin::named(program) {
+        Some(plugin) => plugins::upstream::run(plugin, lookup, input),
+        None => run(lookup, input),
+    }
+}
+
+/// The answer to VERSION.
+fn versions(version: SpecVersion) -> Value {
+    json!({
+        "cniVersion": version.as_str(),
+        "supportedVersions": SpecVersion::ALL.map(SpecVersion::as_str),
+    })
+}
+
 fn serve(call: Option<&Call>, input: &[u8], version: SpecVersion) -> Result<Option<Value>, CniError> {
     match call {
         None => Ok(None),
-        Some(Call::Version) => Ok(Some(json!({
-            "cniVersion": version.as_str(),
-            "supportedVersions": SpecVersion::ALL.map(SpecVersion::as_str),
-        }))),
+        Some(Call::Version) => Ok(Some(versions(version))),
         Some(Call::Add(target)) => add::add(&Network::parse(input)?, target).map(Some),
         Some(Call::Del { attachment }) => {
             let network = Network::parse(input)?;

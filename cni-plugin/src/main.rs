@@ -3,7 +3,7 @@
 use std::io::{Write as _, stdin, stdout};
 use std::process::ExitCode;
 
-use cni_plugin::{Answer, run};
+use cni_plugin::{Answer, run_as};
 
 const ABOUT: &str = concat!(
     "podway ",
@@ -13,7 +13,8 @@ const ABOUT: &str = concat!(
 );
 
 fn main() -> ExitCode {
-    let (text, code) = match run(|name| std::env::var_os(name), stdin().lock()) {
+    let program = std::env::args_os().next().unwrap_or_default();
+    let (text, code) = match run_as(&program, |name| std::env::var_os(name), stdin().lock()) {
         Answer::Done(None) => return ExitCode::SUCCESS,
         Answer::Done(Some(result)) => (result, ExitCode::SUCCESS),
         Answer::Failed(error) => (error, ExitCode::FAILURE),

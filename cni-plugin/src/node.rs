@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use podway_ipam::{LeaseStore, NodeFileError, read_boot_id, read_node_file};
+use podway_ipam::{AddressLock, LeaseStore, NodeFileError, read_boot_id, read_node_file};
 use podway_model::ids::BootId;
 use podway_model::names;
 use podway_model::node_file::NodeFile;
@@ -47,6 +47,16 @@ impl Node {
     /// Socket of the policy agent.
     pub fn policy_socket(&self) -> &std::path::Path {
         &self.policy_socket
+    }
+
+    /// The lock of the leases alone: records with host ports are written and removed under it.
+    pub fn lock(&self) -> Result<AddressLock, CniError> {
+        Ok(AddressLock::acquire(&self.ipam)?)
+    }
+
+    /// The leases, under a lock that is held already.
+    pub fn leases_under(&self, lock: AddressLock) -> Result<LeaseStore, CniError> {
+        Ok(LeaseStore::open_locked(lock, &self.ipam, &self.boot)?)
     }
 
     /// The leases, locked until the value is dropped.

@@ -1,4 +1,4 @@
-//! Takes an attachment apart: link, connection tracking, record, lease. The reverse of ADD.
+//! Takes an attachment apart: host ports, link, connection tracking, record, lease. The reverse of ADD.
 //!
 //! Used by DEL, by GC, by an ADD that fails and by an ADD that finds its own leftovers. Each step is done whatever
 //! state the one before left things in, and none needs the pod's namespace, a daemon or a result: interrupt it
@@ -10,15 +10,15 @@ use std::net::IpAddr;
 
 use podway_ipam::store::since_boot;
 use podway_ipam::{Attachment, Condition};
-use podway_kern::MissingIsFine as _;
 use podway_kern::conntrack::Conntrack;
-use podway_kern::rtnl::{Link, LinkRef, Request, Rtnl};
+use podway_kern::rtnl::{Link, Rtnl};
 use podway_kern::sysctl::Sysctl;
 use podway_model::ids::NetworkName;
 use podway_model::names::{HOST_MAC, POD_GROUP, host_ifalias, host_ifname};
 
 use crate::error::CniError;
 use crate::node::Node;
+use crate::plugins::{bandwidth, ports};
 
 /// Connection tracking tables up to this many entries are searched at once; larger ones are left to the ADD that
 /// takes the address next (the lease stays dirty). Reading this many takes about 10 ms.
@@ -45,17 +45,26 @@ pub fn detach(
     if record.as_ref().is_some_and(|record| record.network != *network) {
         return Ok(Owner::Other);
     }
+    let with_ports = record.as_ref().filter(|record| !record.host_ports.is_empty());
+    let lock = with_ports.map(|_| node.lock()).transpose()?;
+    if let Some(record) = with_ports {
+        ports::close(record)?;
+    }
     remove_link(rtnl, attachment)?;
+    bandwidth::remove(rtnl, attachment)?;
     let addresses: BTreeSet<IpAddr> =
         record.iter().flat_map(|record| record.addresses.iter().copied()).collect();
-    let cleaned = forget_connections(&addresses);
+    let cleaned = forget_connections(&addresses, with_ports.is_some());
     node.records().remove(attachment)?;
-    let mut leases = node.leases()?;
+    let mut leases = lock.map_or_else(|| node.leases(), |lock| node.leases_under(lock))?;
     let Some(lease) = leases.ledger().lease_of(attachment) else {
         return Ok(Owner::Ours);
     };
     if lease.network != *network {
         return Ok(Owner::Other);
+    }
+    if record.is_none() {
+        ports::close_leading_to(&lease.ips().collect())?;
     }
     let condition =
         if lease.ips().all(|ip| cleaned.contains(&ip)) { Condition::Clean } else { Condition::Dirty };
@@ -65,7 +74,12 @@ pub fn detach(
 
 /// Ends everything of an attachment but its lease, before the attachment is made anew.
 pub fn clear(node: &Node, rtnl: &mut Rtnl, attachment: &Attachment) -> Result<(), CniError> {
+    let _lock = node.lock()?;
+    if let Some(record) = node.records().read(attachment).unwrap_or_default() {
+        ports::close(&record)?;
+    }
     remove_link(rtnl, attachment)?;
+    bandwidth::remove(rtnl, attachment)?;
     node.records().remove(attachment)
 }
 
@@ -74,7 +88,7 @@ pub fn clear(node: &Node, rtnl: &mut Rtnl, attachment: &Attachment) -> Result<()
 pub fn remove_link(rtnl: &mut Rtnl, attachment: &Attachment) -> Result<(), CniError> {
     let Some(link) = rtnl.link(host_name(attachment).as_str())? else { return Ok(()) };
     if is_of(&link, attachment) {
-        rtnl.run(Request::DeleteLink(LinkRef::Index(link.index))).missing_is_fine()?;
+        rtnl.delete_link_at_once(link.index)?;
     }
     Ok(())
 }
@@ -89,15 +103,15 @@ pub fn is_of(link: &Link, attachment: &Attachment) -> bool {
     }
 }
 
-/// Deletes the connection tracking entries that carry the addresses, if that is quick. Says which addresses are
-/// clean.
-fn forget_connections(addresses: &BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
+/// Deletes the connection tracking entries that carry the addresses, if that is quick, or if it must be: a flow to
+/// a host port goes on to the address whatever becomes of the port. Says which addresses are clean.
+fn forget_connections(addresses: &BTreeSet<IpAddr>, must: bool) -> BTreeSet<IpAddr> {
     // Without the count there is no connection tracking in the kernel yet.
     let count = Sysctl::new("net/netfilter/nf_conntrack_count").read().ok();
     let entries = count.map_or(Some(0), |count| count.parse().ok());
     let clean = match entries {
         Some(0) => true,
-        Some(few) if few <= QUICK_ENTRIES => {
+        Some(count) if must || count <= QUICK_ENTRIES => {
             Conntrack::open().and_then(|mut conntrack| conntrack.delete(addresses)).is_ok()
         }
         _ => false,

@@ -18,7 +18,7 @@ use std::os::fd::BorrowedFd;
 
 use ipnet::IpNet;
 use podway_ipam::Attachment;
-use podway_kern::rtnl::{Address, LinkChange, LinkRef, Neighbour, Request, Route, VethEnd};
+use podway_kern::rtnl::{Address, Ipv4Setting, LinkChange, LinkRef, Neighbour, Request, Route, VethEnd};
 use podway_kern::sysctl::{Family, Sysctl};
 use podway_model::ids::{IfName, MacAddr, Mtu};
 use podway_model::names::{
@@ -27,6 +27,14 @@ use podway_model::names::{
 
 /// Protocol of routes inside the pod: RTPROT_BOOT, what `ip route` uses and programs in pods expect.
 const PROTOCOL_IN_POD: u8 = 3;
+/// IPv4 settings of the node's end. It answers for the gateway, so that bridges inside of pods can ask for it; it
+/// checks sources by the guard, not by reverse path; it neither takes nor gives advice about routes.
+const HOST_V4: [(Ipv4Setting, u32); 4] = [
+    (Ipv4Setting::ProxyArp, 1),
+    (Ipv4Setting::RpFilter, 0),
+    (Ipv4Setting::AcceptRedirects, 0),
+    (Ipv4Setting::SendRedirects, 0),
+];
 
 /// A pod's interface, and the node's end of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,39 +77,57 @@ impl Wiring {
         self.addresses.iter().any(IpAddr::is_ipv6)
     }
 
-    /// Makes the pair, both ends down, the pod's end in its namespace under its final name. `pod_index` is chosen
-    /// by the kernel where it is `None`.
-    pub fn create<'ns>(&self, netns: BorrowedFd<'ns>, pod_index: Option<u32>) -> Vec<Request<'ns>> {
+    /// Makes the pair, both ends down, the pod's end in its namespace under its final name. `indexes`: of
+    /// the node's end and of the pod's, where the kernel shall not choose them.
+    pub fn create<'ns>(&self, netns: BorrowedFd<'ns>, indexes: Option<(u32, u32)>) -> Request<'ns> {
         let end = |name: &str, mac| VethEnd {
             name: name.to_owned(),
             mac: Some(mac),
             mtu: Some(self.mtu.bytes()),
             ..VethEnd::default()
         };
-        let host = VethEnd { group: POD_GROUP, ..end(&self.host_name, HOST_MAC) };
-        let peer = VethEnd { index: pod_index, ..end(self.ifname.as_str(), self.pod_mac) };
-        Request::veth_with_alias(host, peer, Some(netns), self.host_alias.clone(), false)
+        let index = indexes.map(|(host, _)| host);
+        let host = VethEnd { group: POD_GROUP, index, ..end(&self.host_name, HOST_MAC) };
+        let index = indexes.map(|(_, pod)| pod);
+        let peer = VethEnd { index, ..end(self.ifname.as_str(), self.pod_mac) };
+        Request::AddVeth { host, peer, peer_netns: Some(netns) }
     }
 
-    /// Sysctls of the node's end, to be set before it goes up.
-    pub fn host_sysctls(&self) -> Vec<(Sysctl, &'static str)> {
-        let v4 = [("proxy_arp", "1"), ("rp_filter", "0"), ("accept_redirects", "0"), ("send_redirects", "0")];
-        let v6 = [("accept_ra", "0"), ("accept_redirects", "0")];
-        let conf = |family, (key, value)| (Sysctl::conf(family, &self.host_name, key), value);
-        let mut all: Vec<_> = v4.map(|pair| conf(Family::V4, pair)).to_vec();
-        all.extend(v6.map(|pair| conf(Family::V6, pair)));
-        all
+    /// Says whose the node's end is, and prepares it: alias, address generation, IPv4 settings.
+    pub fn mark(&self) -> Request<'static> {
+        let mark = LinkChange {
+            alias: Some(self.host_alias.clone()),
+            no_link_local: Some(true),
+            ipv4: HOST_V4.to_vec(),
+            ..LinkChange::default()
+        };
+        Request::SetLink(LinkRef::Name(self.host_name.clone()), mark)
+    }
+
+    /// Sysctls of the node's end that are set by writing files, before it goes up.
+    pub fn host_v6_sysctls(&self) -> Vec<(Sysctl, String)> {
+        ["accept_ra", "accept_redirects"]
+            .map(|key| (Sysctl::conf(Family::V6, &self.host_name, key), "0".to_owned()))
+            .to_vec()
+    }
+
+    /// All sysctls of the node's end; those of IPv4 are set when the pair is made.
+    pub fn host_sysctls(&self) -> Vec<(Sysctl, String)> {
+        let v4 = HOST_V4.map(|(setting, value)| {
+            (Sysctl::conf(Family::V4, &self.host_name, setting.sysctl_name()), value.to_string())
+        });
+        v4.into_iter().chain(self.host_v6_sysctls()).collect()
     }
 
     /// Sysctls of the pod's end, in its namespace, to be set before it goes up.
-    pub fn pod_sysctls(&self) -> Vec<(Sysctl, &'static str)> {
-        vec![(Sysctl::conf(Family::V6, self.ifname.as_str(), "accept_dad"), "0")]
+    pub fn pod_sysctls(&self) -> Vec<(Sysctl, String)> {
+        vec![(Sysctl::conf(Family::V6, self.ifname.as_str(), "accept_dad"), "0".to_owned())]
     }
 
-    /// Addresses of the node's end.
+    /// Addresses of the node's end. Its prefix becomes a route, by which the guard lets link-local sources pass.
     pub fn host_addresses(&self, index: u32) -> Vec<Address> {
         let gateway = IpNet::new(GATEWAY_V6.into(), 64).expect("64 is a prefix length of IPv6");
-        let v6 = self.has_v6().then_some(Address { index, address: gateway, no_prefix_route: true });
+        let v6 = self.has_v6().then_some(Address { index, address: gateway, no_prefix_route: false });
         v6.into_iter().collect()
     }
 
@@ -150,7 +176,7 @@ impl Wiring {
         self.gateways().map(route).collect()
     }
 
-    /// Brings the node's end up with everything that it needs. The pod's end exists by now.
+    /// Brings the node's end up with everything that it needs. It has no carrier until the pod's end is up.
     pub fn host_requests(&self, index: u32) -> Vec<Request<'static>> {
         let mut all: Vec<_> = self.host_addresses(index).into_iter().map(Request::ReplaceAddress).collect();
         all.extend(self.host_neighbours(index).into_iter().map(Request::ReplaceNeighbour));

@@ -170,8 +170,9 @@ pub(crate) enum NodeCommand {
     Release(ReleaseArgs),
     /// Install the CNI plugin on this node
     ///
-    /// Copies the plugin to where container runtimes look for it, then writes the network configuration. Each
-    /// file is replaced in one step, the configuration last. What is there already and equal is left alone.
+    /// Copies the plugin to where container runtimes look for it, links the names of other plugins to it where no
+    /// file of that name stands (bandwidth, host-local, loopback), then writes the network configuration. Each file
+    /// is replaced in one step, the configuration last. What is there already and equal is left alone.
     Install(InstallArgs),
 }
 

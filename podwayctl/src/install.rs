@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use podway_daemon::files;
-use podway_model::names::PLUGIN;
+use podway_model::names::{OTHER_PLUGINS, PLUGIN};
 use serde::Serialize;
 
 use crate::args::InstallArgs;
@@ -33,10 +33,11 @@ pub(crate) fn run(args: &InstallArgs, output: &Output) -> Result<(), Failure> {
     };
     let binary = fs::read(&plugin).map_err(|error| failed(&plugin, &error))?;
     // The order matters: a runtime that finds the configuration calls the plugin at once.
-    let installed = [
-        install(&args.bin_dir, PLUGIN, &binary, 0o755)?,
-        install(&args.conf_dir, CONFLIST_NAME, CONFLIST.as_bytes(), 0o644)?,
-    ];
+    let mut installed = vec![install(&args.bin_dir, PLUGIN, &binary, 0o755)?];
+    for name in OTHER_PLUGINS {
+        installed.extend(link(&args.bin_dir, name)?);
+    }
+    installed.push(install(&args.conf_dir, CONFLIST_NAME, CONFLIST.as_bytes(), 0o644)?);
     for earlier in sorting_earlier(&args.conf_dir)? {
         output.warn(&format!(
             "{} sorts before {CONFLIST_NAME}: container runtimes will use it instead of Podway; remove it",
@@ -72,6 +73,20 @@ fn install(dir: &Path, name: &str, content: &[u8], mode: u32) -> Result<Installe
     Ok(Installed { file: path, written: !same })
 }
 
+/// Makes a link to the plugin under another plugin's name. Where a file of that name stands, it is somebody's choice,
+/// and stays.
+fn link(dir: &Path, name: &str) -> Result<Option<Installed>, Failure> {
+    let path = dir.join(name);
+    match std::os::unix::fs::symlink(PLUGIN, &path) {
+        Ok(()) => Ok(Some(Installed { file: path, written: true })),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+            let ours = fs::read_link(&path).is_ok_and(|target| target == Path::new(PLUGIN));
+            Ok(ours.then_some(Installed { file: path, written: false }))
+        }
+        Err(error) => Err(failed(&path, &error)),
+    }
+}
+
 /// Network configurations that a runtime would take before ours (libcni's `ConfFiles`: sorted by name).
 fn sorting_earlier(dir: &Path) -> Result<Vec<PathBuf>, Failure> {
     let mut earlier: Vec<PathBuf> = fs::read_dir(dir)
@@ -105,6 +120,18 @@ mod tests {
     }
 
     #[test]
+    fn links_are_made_only_where_no_file_stands() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("host-local"), "somebody's").unwrap();
+        std::os::unix::fs::symlink("/nowhere", dir.path().join("bandwidth")).unwrap();
+        let made = |name: &str| link(dir.path(), name).unwrap().map(|installed| installed.written);
+        assert_eq!((made("host-local"), made("bandwidth")), (None, None));
+        assert_eq!((made("loopback"), made("loopback")), (Some(true), Some(false)));
+        assert_eq!(fs::read(dir.path().join("host-local")).unwrap(), b"somebody's");
+        assert_eq!(fs::read_link(dir.path().join("loopback")).unwrap(), Path::new("podway"));
+    }
+
+    #[test]
     fn configurations_that_runtimes_would_prefer_are_named() {
         let dir = tempfile::tempdir().unwrap();
         for name in [
@@ -131,5 +158,9 @@ mod tests {
             (&conflist["name"], &conflist["plugins"][0]["type"]),
             (&"podway".into(), &"podway".into())
         );
+        // Without being declared, a capability's values are kept from the plugin.
+        for capability in ["portMappings", "bandwidth"] {
+            assert_eq!(conflist["plugins"][0]["capabilities"][capability], true);
+        }
     }
 }

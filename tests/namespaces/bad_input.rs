@@ -125,7 +125,7 @@ fn malformed_cni_input_gets_the_right_error_code() {
         let sandbox = Sandbox::new(&node.place, "demo", "p")?;
         // CNI SPEC 1.1.0, section "Error": 1 version, 4 environment, 6 decoding, 7 network configuration, 11 later.
         for (stdin, code, words) in [
-            ("{", 6, "stdin"),
+            ("{", 6, "network configuration: not JSON"),
             (r#"{"cniVersion": "9.0.0", "name": "podway", "type": "podway"}"#, 1, "9.0.0"),
             (r#"{"cniVersion": "1.0.0", "name": "bad/name", "type": "podway"}"#, 7, "bad/name"),
             (r#"{"cniVersion": "1.0.0", "name": "podway", "type": "podway"}"#, 11, "node.json"),

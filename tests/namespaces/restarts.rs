@@ -36,6 +36,11 @@ fn without_loss(cluster: &mut Cluster, act: impl FnOnce(&mut Cluster) -> Result<
 fn kill_and_return(test: &str, options: ClusterOptions) {
     run(test, || {
         let mut cluster = cluster_with_pods(options)?;
+        if cluster.options.backend == Backend::Bgp {
+            sessions_are_up(&cluster)?;
+        }
+        // A flow counts from its first packet on, so there must be a way before it starts.
+        connected(&cluster)?;
         without_loss(&mut cluster, |cluster| {
             for index in 0..cluster.lab.nodes.len() {
                 let node = &mut cluster.lab.nodes[index];
@@ -46,7 +51,7 @@ fn kill_and_return(test: &str, options: ClusterOptions) {
                 node.start_policy_agent()?;
                 node.wait_ready(PATIENCE)?;
                 if cluster.options.backend == Backend::Bgp {
-                    sessions_are_back(cluster)?;
+                    sessions_are_up(cluster)?;
                 }
             }
             Ok(())
@@ -57,8 +62,16 @@ fn kill_and_return(test: &str, options: ClusterOptions) {
     });
 }
 
-fn sessions_are_back(cluster: &Cluster) -> Result<()> {
-    cluster.lab.wait_on_all("BGP sessions are back and nothing is stale", PATIENCE, |node| {
+fn connected(cluster: &Cluster) -> Result<()> {
+    wait_until_ok("pods reach each other", PATIENCE, || {
+        let differences = cluster.pods_to_pods(&[Kind::Icmp])?.differences();
+        ensure!(differences.is_empty(), "{}", differences.join("\n"));
+        Ok(())
+    })
+}
+
+fn sessions_are_up(cluster: &Cluster) -> Result<()> {
+    cluster.lab.wait_on_all("BGP sessions are up and nothing is stale", PATIENCE, |node| {
         let peers = node.bgp_peers()?;
         let settled = !peers.is_empty() && peers.iter().all(|p| p.state == "Established" && p.stale == 0);
         ensure!(settled, "{peers:?}");
@@ -89,6 +102,7 @@ fn killed_daemons_lose_no_packet_with_bgp() {
 fn the_data_path_lives_without_daemons_and_store() {
     run("the_data_path_lives_without_daemons_and_store", || {
         let mut cluster = cluster_with_pods(two_nodes("no-daemons", Backend::Vxlan))?;
+        connected(&cluster)?;
         without_loss(&mut cluster, |cluster| {
             for node in &mut cluster.lab.nodes {
                 node.kill_routed()?;

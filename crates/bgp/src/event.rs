@@ -72,6 +72,27 @@ pub enum Event {
         /// Why, for people.
         reason: String,
     },
+    /// The operator wants a session to begin anew.
+    Reset {
+        /// Whose.
+        peer: IpAddr,
+        /// For the operator at the other end (RFC 9003).
+        words: String,
+    },
+    /// The operator wants a neighbour's whole table again (RFC 2918).
+    Refresh {
+        /// Whose.
+        peer: IpAddr,
+    },
+    /// Somebody else knows that the way to a neighbour is gone: BFD, or the kernel.
+    Lost {
+        /// Whose.
+        peer: IpAddr,
+        /// Its forwarding is gone too: no route is kept, whatever graceful restart says.
+        purge: bool,
+        /// For people.
+        reason: String,
+    },
     /// How long the shell took to carry out the last batch of sends: flushes are paced by it.
     Flushed {
         /// Measured.
@@ -140,6 +161,13 @@ pub enum Action {
         /// Who sent it.
         peer: IpAddr,
         /// What and why, for people.
+        what: String,
+    },
+    /// Something that the operator should know while all still works.
+    Warned {
+        /// About whom.
+        peer: IpAddr,
+        /// What, for people.
         what: String,
     },
     /// A configuration cannot work; the one before stays in force.

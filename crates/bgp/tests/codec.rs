@@ -2,22 +2,32 @@
 //! figures), the treatment of every malformed attribute (RFC 7606), decode after encode, and that no octets at all make
 //! a decoder panic.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    reason = "tests: a failure is a panic, numbers are small"
+)]
+
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use ipnet::IpNet;
 use podway_bgp::message::attribute::{
     Aggregator, AsPath, Opaque, Origin, PathAttributes, Segment, SegmentKind,
 };
-use podway_bgp::message::capability::{Capabilities, GracefulRestart};
+use podway_bgp::message::capability::{Capabilities, GracefulRestart, LongLived, Relation, RoleSaid};
 use podway_bgp::message::open::Open;
-use podway_bgp::message::update::{self, DecodeContext, Treatment, Update};
-use podway_bgp::message::{MessageType, Notification, keepalive, next_frame, refresh};
+use podway_bgp::message::refresh::{self, Subtype};
+use podway_bgp::message::update::{self, DecodeContext, Encoding, Treatment, Update};
+use podway_bgp::message::{Frame, MAX_LEN, MessageType, Nlri, Notification, keepalive};
 use podway_bgp::types::{Families, Family};
 use proptest::prelude::*;
 
-const INTERNAL: DecodeContext =
-    DecodeContext { four_octet_as: true, external: None, families: Families::BOTH };
+const INTERNAL: DecodeContext = DecodeContext::INTERNAL;
+const PLAIN: Encoding = Encoding::PLAIN;
+const OLD: Encoding = Encoding { four_octet_as: false, ..Encoding::PLAIN };
 
 fn hex(text: &str) -> Vec<u8> {
     let digits: Vec<u8> = text.bytes().filter(u8::is_ascii_hexdigit).collect();
@@ -40,8 +50,12 @@ fn body_of(bytes: &[u8]) -> Bytes {
     frame.body
 }
 
-fn prefixes(text: &str) -> Vec<IpNet> {
-    text.split_whitespace().map(|prefix| prefix.parse().unwrap()).collect()
+fn prefixes(text: &str) -> Vec<Nlri> {
+    text.split_whitespace().map(|prefix| Nlri::from(prefix.parse::<IpNet>().unwrap())).collect()
+}
+
+fn next_frame(buffer: &mut BytesMut) -> Result<Option<Frame>, Notification> {
+    podway_bgp::message::next_frame(buffer, MAX_LEN)
 }
 
 fn our_open() -> Open {
@@ -55,10 +69,12 @@ fn our_open() -> Open {
             four_octet_as: Some(4_200_000_001),
             graceful_restart: Some(GracefulRestart {
                 restarting: true,
+                notification: false,
                 time: 120,
                 families: Families::BOTH,
                 preserved: [Family::Ipv6].into_iter().collect(),
             }),
+            ..Capabilities::default()
         },
     }
 }
@@ -78,10 +94,12 @@ fn golden_open() {
 #[test]
 fn golden_small_messages() {
     assert_eq!(keepalive(), message(4, &[]));
-    assert_eq!(refresh::encode(Family::Ipv6), message(5, &hex("0002 00 01")));
-    assert_eq!(refresh::decode(Bytes::from(hex("0001 00 01"))), Some(Family::Ipv4));
-    assert_eq!(refresh::decode(Bytes::from(hex("0001 01 01"))), None, "BoRR was not negotiated");
-    assert_eq!(refresh::decode(Bytes::from(hex("0001 00 80"))), None);
+    assert_eq!(refresh::encode(Subtype::Request, Family::Ipv6), message(5, &hex("0002 00 01")));
+    assert_eq!(refresh::encode(Subtype::End, Family::Ipv4), message(5, &hex("0001 02 01")));
+    let refresh = |body: &str| refresh::decode(Bytes::from(hex(body)));
+    assert_eq!(refresh("0001 00 01"), Some((Subtype::Request, Family::Ipv4)));
+    assert_eq!(refresh("0001 01 01"), Some((Subtype::Begin, Family::Ipv4)));
+    assert_eq!((refresh("0001 00 80"), refresh("0001 03 01"), refresh("0001 00 01 00")), (None, None, None));
     let shutdown = Notification::shutdown("upgrade at 12:00");
     assert_eq!(shutdown.encode(), message(3, &[&hex("06 02 10")[..], b"upgrade at 12:00"].concat()));
     assert_eq!(shutdown.communication(), Some("upgrade at 12:00"));
@@ -100,7 +118,7 @@ fn golden_updates() {
     let mut attributes = PathAttributes::originated("10.0.0.1".parse().unwrap());
     attributes.local_pref = Some(100);
     let mut out = BytesMut::new();
-    update::announce(&mut out, &attributes, &prefixes("10.244.1.0/26 10.244.0.0/17"), true).unwrap();
+    update::announce(&mut out, &attributes, &prefixes("10.244.1.0/26 10.244.0.0/17"), &PLAIN).unwrap();
     let golden = message(
         2,
         &hex("0000 0015  40 01 01 00  40 02 00  40 03 04 0a000001  40 05 04 00000064
@@ -114,7 +132,7 @@ fn golden_updates() {
     attributes.originator_id = Some("10.0.0.2".parse().unwrap());
     attributes.cluster_list = vec!["10.0.0.9".parse().unwrap(), "10.0.0.8".parse().unwrap()];
     let mut out = BytesMut::new();
-    update::announce(&mut out, &attributes, &prefixes("fd10::100/122"), true).unwrap();
+    update::announce(&mut out, &attributes, &prefixes("fd10::100/122"), &PLAIN).unwrap();
     let golden = message(
         2,
         &hex("0000 0049
@@ -124,8 +142,8 @@ fn golden_updates() {
     assert_eq!(out, golden);
 
     let mut out = BytesMut::new();
-    update::withdraw(&mut out, &prefixes("10.244.1.0/26"));
-    update::withdraw(&mut out, &prefixes("fd10::/64"));
+    update::withdraw(&mut out, &prefixes("10.244.1.0/26"), &PLAIN);
+    update::withdraw(&mut out, &prefixes("fd10::/64"), &PLAIN);
     let golden = [
         message(2, &hex("0005 1a 0af40100 0000")),
         message(2, &hex("0000 000f 80 0f 0c 0002 01 40 fd10000000000000")),
@@ -140,7 +158,7 @@ fn four_octet_numbers_cross_an_old_speaker() {
     attributes.as_path = AsPath(vec![Segment { kind: SegmentKind::Sequence, asns: vec![65536, 100] }]);
     attributes.aggregator = Some(Aggregator { asn: 65537, router_id: Ipv4Addr::LOCALHOST, partial: false });
     let mut out = BytesMut::new();
-    update::announce(&mut out, &attributes, &prefixes("10.0.0.0/8"), false).unwrap();
+    update::announce(&mut out, &attributes, &prefixes("10.0.0.0/8"), &OLD).unwrap();
     let golden = message(
         2,
         &hex("0000 0035  40 01 01 00  40 02 06 02 02 5ba0 0064  40 03 04 0a000001
@@ -175,7 +193,7 @@ fn frames_are_judged_by_rfc_4271_6_1() {
     assert_eq!(refused(&message(1, &[0; 9])), (1, 2, vec![0, 28]));
     assert_eq!(refused(&message(2, &[0; 3])), (1, 2, vec![0, 22]));
     assert_eq!(refused(&message(3, &[0])), (1, 2, vec![0, 20]));
-    assert_eq!(refused(&message(5, &[0; 5])), (1, 2, vec![0, 24]));
+    assert_eq!(refused(&message(5, &[0; 3])), (1, 2, vec![0, 22]));
     assert_eq!(refused(&message(6, &[])), (1, 3, vec![6]));
     assert_eq!(refused(&message(0, &[])), (1, 3, vec![0]));
     assert_eq!(refused(&message(2, &[0; 4078])), (1, 2, vec![0x10, 0x01]), "4,097 octets");
@@ -257,6 +275,12 @@ fn every_attribute_gets_its_treatment_of_rfc_7606() {
         ("-", "80 0a 00", Withdraw),
         ("-", "80 0a 05 0000000000", Withdraw),
         ("-", "c0 10 07 00000000000000", Withdraw),
+        ("-", "c0 19 03 000000", Withdraw),
+        ("-", "c0 19 00", Withdraw),
+        ("-", "c0 23 03 000001", Withdraw),
+        ("-", "80 23 04 00000001", Withdraw),           // flags
+        ("40 02", "40 02 06 03 01 00000001", Withdraw), // a confederation's
+        ("40 02", "40 02 06 04 01 00000001", Withdraw),
         ("-", "c0 11 06 02 01 00000001", Discard), // AS4_PATH between new speakers
         ("-", "c0 12 08 00000001 7f000001", Discard),
         ("-", "c0 20 0b 0000000000000000000000", Withdraw),
@@ -282,7 +306,8 @@ fn every_attribute_gets_its_treatment_of_rfc_7606() {
         }
         // The session lives in any case, unless there is nothing to withdraw (RFC 7606 5.2). What an attribute means,
         // or that it is missing, does not matter then.
-        let malformed = *treatment == Withdraw && !bad.is_empty() && !bad.starts_with("40 03 04");
+        let meaning = ["40 03 04", "40 02 06 03", "40 02 06 04"].iter().any(|start| bad.starts_with(start));
+        let malformed = *treatment == Withdraw && !bad.is_empty() && !meaning;
         let alone = decode(&INTERNAL, &attributes, "");
         assert_eq!(alone.err(), malformed.then_some((3, 1)), "{bad}");
     }
@@ -383,7 +408,7 @@ fn what_does_not_fit_is_refused_and_long_attributes_get_two_length_octets() {
     for (len, fits) in [(255, true), (256, true), (4000, true), (4051, true), (4052, false), (9000, false)] {
         attributes.others = vec![opaque(len)];
         let mut out = BytesMut::new();
-        let result = update::announce(&mut out, &attributes, &prefixes("10.1.2.0/24"), true);
+        let result = update::announce(&mut out, &attributes, &prefixes("10.1.2.0/24"), &PLAIN);
         assert_eq!(result.is_ok(), fits, "{len}");
         if fits {
             assert!(out.len() <= 4096);
@@ -454,7 +479,7 @@ fn any_attributes(next_hop: IpAddr) -> impl Strategy<Value = PathAttributes> {
     )
 }
 
-fn any_route() -> impl Strategy<Value = (PathAttributes, Vec<IpNet>)> {
+fn any_route() -> impl Strategy<Value = (PathAttributes, Vec<Nlri>)> {
     prop_oneof![
         (
             any_attributes("10.0.0.1".parse().unwrap()),
@@ -465,7 +490,7 @@ fn any_route() -> impl Strategy<Value = (PathAttributes, Vec<IpNet>)> {
             prop::collection::btree_set(any_prefix(Family::Ipv6), 1..500)
         ),
     ]
-    .prop_map(|(attributes, prefixes)| (attributes, prefixes.into_iter().collect()))
+    .prop_map(|(attributes, prefixes)| (attributes, prefixes.into_iter().map(Nlri::from).collect()))
 }
 
 proptest! {
@@ -477,7 +502,7 @@ proptest! {
         // AS_TRANS itself means "look elsewhere"; it cannot come back as a path's own number.
         prop_assume!(four_octet || !attributes.as_path.contains(23456));
         let mut out = BytesMut::new();
-        update::announce(&mut out, &attributes, &prefixes, four_octet).unwrap();
+        update::announce(&mut out, &attributes, &prefixes, if four_octet { &PLAIN } else { &OLD }).unwrap();
         let context = DecodeContext { four_octet_as: four_octet, ..INTERNAL };
         let mut read = vec![];
         while let Some(frame) = next_frame(&mut out).unwrap() {
@@ -494,9 +519,9 @@ proptest! {
 
     #[test]
     fn withdrawals_come_back_as_they_were(set in prop::collection::btree_set(any_prefix(Family::Ipv6), 1..900)) {
-        let prefixes: Vec<IpNet> = set.into_iter().collect();
+        let prefixes: Vec<Nlri> = set.into_iter().map(Nlri::from).collect();
         let mut out = BytesMut::new();
-        update::withdraw(&mut out, &prefixes);
+        update::withdraw(&mut out, &prefixes, &PLAIN);
         let mut read = vec![];
         while let Some(frame) = next_frame(&mut out).unwrap() {
             read.extend(Update::decode(frame.body, &INTERNAL).unwrap().withdrawn);
@@ -522,8 +547,18 @@ proptest! {
                 route_refresh: bits & 16 != 0,
                 four_octet_as: Some(asn),
                 graceful_restart: gr.then_some(GracefulRestart {
-                    restarting: bits & 32 != 0, time, families, preserved: families.and(set(8)),
+                    restarting: bits & 32 != 0, notification: bits & 2 != 0, time, families,
+                    preserved: families.and(set(8)),
                 }),
+                enhanced_refresh: bits & 1 != 0,
+                extended_next_hop: bits & 2 != 0,
+                extended_messages: bits & 4 != 0,
+                role: (bits & 8 != 0).then_some(RoleSaid::One(Relation::RouteServerClient)),
+                add_path_receive: set(1),
+                add_path_send: set(16),
+                long_lived: (bits & 4 != 0).then(|| families.iter().map(|family| LongLived {
+                    family, preserved: bits & 1 != 0, time: Duration::from_secs(u64::from(time) * 4000),
+                }).collect()),
             },
         };
         prop_assert_eq!(Open::decode(body_of(&open.encode())).unwrap(), open);
@@ -539,11 +574,11 @@ proptest! {
 fn feed(bytes: &[u8], old: bool) {
     let body = Bytes::copy_from_slice(bytes);
     for external in [None, Some(65001)] {
-        let context = DecodeContext { four_octet_as: !old, external, families: Families::BOTH };
+        let context = DecodeContext { four_octet_as: !old, external, ..INTERNAL };
         if let Ok(update) = Update::decode(body.clone(), &context) {
             let mut seen = std::collections::BTreeSet::new();
             let announced = update.announced.iter().flat_map(|(_, prefixes)| prefixes);
-            announced.for_each(|prefix| drop(seen.insert(*prefix)));
+            seen.extend(announced.copied());
             assert!(
                 update.withdrawn.iter().all(|prefix| !seen.contains(prefix)),
                 "two outcomes for a prefix"
@@ -573,11 +608,12 @@ fn mutated_messages_never_panic() {
         let list = if family == Family::Ipv4 { "10.0.0.0/8 10.1.1.0/25" } else { "fd00::/8 fd01::/127" };
         for four_octet in [true, false] {
             let mut out = BytesMut::new();
-            update::announce(&mut out, &attributes, &prefixes(list), four_octet).unwrap();
+            update::announce(&mut out, &attributes, &prefixes(list), if four_octet { &PLAIN } else { &OLD })
+                .unwrap();
             corpus.push(out.to_vec());
         }
         let mut out = BytesMut::new();
-        update::withdraw(&mut out, &prefixes(list));
+        update::withdraw(&mut out, &prefixes(list), &PLAIN);
         corpus.push(out.to_vec());
     }
     let mut state = 0x2545_f491_4f6c_dd1d_u64;

@@ -2,12 +2,20 @@
 //! the code. A row: state, event numbers, next state, what goes out or happens. Pairs that no row names stay in their
 //! state and do nothing.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::cast_possible_truncation,
+    reason = "tests: a failure is a panic, numbers are small"
+)]
+
 use std::collections::BTreeMap;
 
 use podway_bgp::session::State;
 use podway_bgp::session::fsm::{FsmEvent, Op, transition};
 
-/// `connect`: opens TCP; `close`: drops TCP; `open`, `keepalive`, `hold!`, `fsm!`, `notify!`: messages; `up`, `down`:
+/// `connect`: opens TCP; `close`: drops TCP; `open`, `keepalive`, `hold!`, `sendhold!`,
+/// `fsm!`, `notify!`: messages; `up`, `down`:
 /// the session; `process`: hands the message on; `pause`: idle hold; `+1`, `=0`: ConnectRetryCounter; `retry`,
 /// `-retry`: ConnectRetryTimer; `t240`, `timers`, `hold`: HoldTimer to 4 minutes, both timers negotiated, restarted.
 const TABLE: &[(&str, &[u8], &str, &str)] = &[
@@ -22,12 +30,22 @@ const TABLE: &[(&str, &[u8], &str, &str)] = &[
     ("Connect", &[16, 17], "OpenSent", "-retry open t240"),
     ("Connect", &[18], "Idle", "-retry close pause"),
     ("Connect", &[20], "OpenConfirm", "-retry open keepalive timers"),
-    ("Connect", &[8, 10, 11, 13, 19, 21, 22, 23, 24, 25, 26, 27, 28, 29], "Idle", "-retry close +1 pause"),
+    (
+        "Connect",
+        &[8, 10, 11, 13, 19, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30],
+        "Idle",
+        "-retry close +1 pause",
+    ),
     ("Active", &[2], "Idle", "close =0 -retry"),
     ("Active", &[9], "Connect", "retry connect"),
     ("Active", &[12, 16, 17], "OpenSent", "-retry open t240"),
     ("Active", &[20], "OpenConfirm", "-retry open keepalive timers"),
-    ("Active", &[8, 10, 11, 13, 18, 19, 21, 22, 23, 24, 25, 26, 27, 28, 29], "Idle", "-retry close +1 pause"),
+    (
+        "Active",
+        &[8, 10, 11, 13, 18, 19, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30],
+        "Idle",
+        "-retry close +1 pause",
+    ),
     ("OpenSent", &[2], "Idle", "notify! -retry close =0"),
     ("OpenSent", &[8, 21, 22, 23], "Idle", "notify! -retry close +1 pause"),
     ("OpenSent", &[10], "Idle", "hold! -retry close +1 pause"),
@@ -46,6 +64,7 @@ const TABLE: &[(&str, &[u8], &str, &str)] = &[
     ("Established", &[2], "Idle", "notify! -retry down close =0"),
     ("Established", &[8, 21, 22, 23, 28], "Idle", "notify! -retry down close +1 pause"),
     ("Established", &[10], "Idle", "hold! -retry down close +1 pause"),
+    ("Established", &[30], "Idle", "sendhold! -retry down close +1 pause"),
     ("Established", &[11], "Established", "keepalive"),
     ("Established", &[18, 24, 25], "Idle", "-retry down close +1 pause"),
     ("Established", &[26], "Established", "hold"),
@@ -68,6 +87,7 @@ fn word(op: &Op) -> &'static str {
         Op::RestartHold => "hold",
         Op::Notify => "notify!",
         Op::NotifyHold => "hold!",
+        Op::NotifySendHold => "sendhold!",
         Op::NotifyFsm => "fsm!",
         Op::Up => "up",
         Op::Down => "down",
@@ -124,7 +144,7 @@ fn properties_of_all_pairs() {
         assert_eq!(at(Op::Down).is_some(), was_up && next != State::Established, "{state} {event:?}");
         assert_eq!(at(Op::Up).is_some(), !was_up && next == State::Established, "{state} {event:?}");
         // What is said is said before the connection is dropped.
-        for say in [Op::Notify, Op::NotifyHold, Op::NotifyFsm] {
+        for say in [Op::Notify, Op::NotifyHold, Op::NotifySendHold, Op::NotifyFsm] {
             assert!(at(say).is_none() || at(say) < at(Op::Drop), "{state} {event:?}");
         }
         // Nothing that fails stays down for ever: only an operator's stop does.

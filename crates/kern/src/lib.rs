@@ -10,6 +10,7 @@
 //! | [`conntrack`] | deletes connection tracking entries by address |
 //! | [`sysctl`] | reads and writes `/proc/sys` |
 //! | [`nft`] | nftables transport |
+//! | [`tc`] | traffic control: token buckets, redirection |
 //!
 //! Nothing here logs, and nothing here decides: callers say what they want and get a typed error that names
 //! what was attempted. All `unsafe` of the workspace is in this crate, each block with its reason.
@@ -27,5 +28,7 @@ pub mod nft;
 pub mod ns;
 pub mod rtnl;
 pub mod sysctl;
+pub mod tc;
 
 pub use error::{Errno, KernelError, MissingIsFine};
+pub use netlink::refusals;

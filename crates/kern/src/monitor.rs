@@ -104,14 +104,22 @@ impl Monitor {
             }
             Err(e) => return Err(KernelError::io("receive kernel changes", e)),
         };
-        let mut notices = Vec::new();
-        netlink::split(&datagram, |header, payload| {
-            let change = decode(header.kind, payload);
-            notices.extend(change.map(|change| Notice { change, cause: header.port }));
-            Ok(())
-        })?;
-        Ok(notices)
+        notices(&datagram)
     }
+}
+
+/// What a datagram of the kernel tells, without what means nothing to us.
+///
+/// # Errors
+/// It is not a row of netlink messages.
+pub fn notices(datagram: &[u8]) -> Result<Vec<Notice>, KernelError> {
+    let mut notices = Vec::new();
+    netlink::split(datagram, |header, payload| {
+        let change = decode(header.kind, payload);
+        notices.extend(change.map(|change| Notice { change, cause: header.port }));
+        Ok(())
+    })?;
+    Ok(notices)
 }
 
 fn decode(kind: u16, payload: &[u8]) -> Option<Change> {

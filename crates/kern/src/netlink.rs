@@ -206,6 +206,33 @@ impl Connection {
         Ok((all, consistency))
     }
 
+    /// Lets a child process send one message, which asks for no acknowledgement, and end. The caller is not told
+    /// how it ended. A refusal's answer comes to this socket, where it is overlooked.
+    #[allow(unsafe_code, reason = "fork")]
+    pub(crate) fn send_from_child(&mut self, message: Message) -> io::Result<()> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut datagram = Vec::with_capacity(64);
+        append(&mut datagram, &message, NLM_F_REQUEST, self.sequence);
+        let fd = self.socket.as_raw_fd();
+        // SAFETY: the child makes system calls only, on memory and a descriptor that were there before: it takes
+        // no lock, allocates nothing and leaves without running anybody's code, so other threads of the parent
+        // may have been anywhere.
+        unsafe {
+            match libc::fork() {
+                -1 => Err(io::Error::last_os_error()),
+                0 => {
+                    // Whoever reads our output must not wait for the child.
+                    for standard in 0..=2 {
+                        libc::close(standard);
+                    }
+                    libc::send(fd, datagram.as_ptr().cast(), datagram.len(), 0);
+                    libc::_exit(0)
+                }
+                _ => Ok(()),
+            }
+        }
+    }
+
     fn send(&self, datagram: &[u8]) -> Result<(), KernelError> {
         let fail = |e| KernelError::io("send to the kernel over netlink", e);
         match self.socket.send(datagram, 0).map_err(fail)? {
@@ -232,6 +259,23 @@ impl Connection {
         }
         split(&self.buffer, each)
     }
+}
+
+/// The refusals in a datagram, each with the sequence number of the request that was refused.
+///
+/// # Errors
+/// It is not a row of netlink messages, or an answer without an error number is among them.
+pub fn refusals(datagram: &[u8]) -> Result<Vec<(u32, KernelError)>, KernelError> {
+    let mut all = Vec::new();
+    split(datagram, |header, payload| {
+        if matches!(header.kind, NLMSG_ERROR | NLMSG_DONE)
+            && let Some(refusal) = parse_error(header, payload)?
+        {
+            all.push((header.sequence, refusal.into_error("carry out a request")));
+        }
+        Ok(())
+    })?;
+    Ok(all)
 }
 
 /// Whether the table stood still during a dump.

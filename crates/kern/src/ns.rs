@@ -5,7 +5,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -38,6 +38,11 @@ impl NetNs {
         if fs.filesystem_type() != nix::sys::statfs::NSFS_MAGIC {
             return Err(KernelError::malformed(attempted(), "the path is not a namespace"));
         }
+        if namespace_type(file.as_fd()).map_err(|e| KernelError::refused(attempted(), e))?
+            != CloneFlags::CLONE_NEWNET
+        {
+            return Err(KernelError::malformed(attempted(), "the path is not a network namespace"));
+        }
         Ok(Self { file, path: path.to_owned() })
     }
 
@@ -63,7 +68,7 @@ impl NetNs {
             .append(true)
             .open(path)
             .map_err(|e| KernelError::io(attempted(), e))?;
-        let source = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&made.file));
+        let source = format!("/proc/self/fd/{}", made.file.as_raw_fd());
         mount(Some(source.as_str()), path, NO_SOURCE, MsFlags::MS_BIND, NO_SOURCE)
             .map_err(|e| KernelError::refused(attempted(), e))?;
         Ok(Self { file: made.file, path: path.to_owned() })
@@ -97,6 +102,20 @@ impl NetNs {
         Ok((meta.dev(), meta.ino()))
     }
 
+    /// Runs `f` in this namespace, in the calling thread, which then goes back to `home`. Cheaper than a thread of
+    /// its own; for one-shot programs with a single thread, which end where they cannot go back.
+    pub fn visit<T>(&self, home: &Self, f: impl FnOnce() -> T) -> Result<T, KernelError> {
+        let enter = |netns: &Self| {
+            setns(&netns.file, CloneFlags::CLONE_NEWNET).map_err(|e| {
+                KernelError::refused(format!("enter network namespace {}", netns.path.display()), e)
+            })
+        };
+        enter(self)?;
+        let result = f();
+        enter(home)?;
+        Ok(result)
+    }
+
     /// Runs `f` in this namespace: see [`in_netns`].
     pub fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> Result<T, KernelError> {
         in_netns(self, f)
@@ -110,6 +129,16 @@ impl AsFd for NetNs {
     }
 }
 
+/// Which kind of namespace an open namespace file is (`NS_GET_NSTYPE`, ioctl_ns(2)).
+#[allow(unsafe_code, reason = "an ioctl")]
+fn namespace_type(file: BorrowedFd<'_>) -> nix::Result<CloneFlags> {
+    /// `_IO(NSIO, 0x3)` of `linux/nsfs.h`.
+    const NS_GET_NSTYPE: libc::Ioctl = 0xb703;
+    // SAFETY: the request takes no argument and touches no memory of ours; the descriptor is open.
+    let kind = unsafe { libc::ioctl(file.as_raw_fd(), NS_GET_NSTYPE) };
+    nix::errno::Errno::result(kind).map(CloneFlags::from_bits_retain)
+}
+
 /// Runs `f` in a short-lived thread that is in the network namespace `netns`. Sockets that `f` opens stay in it.
 ///
 /// # Errors
@@ -120,6 +149,13 @@ pub fn in_netns<T: Send>(netns: impl AsFd, f: impl FnOnce() -> T + Send) -> io::
         setns(netns, CloneFlags::CLONE_NEWNET)?;
         Ok(f())
     })
+}
+
+/// Whether the calling process is in the machine's own process namespace, whose process 1 is a real init.
+pub fn in_initial_pid_namespace() -> bool {
+    /// `PROC_PID_INIT_INO` of `linux/proc_ns.h`.
+    const INITIAL: &str = "pid:[4026531836]";
+    std::fs::read_link("/proc/self/ns/pid").is_ok_and(|target| target.as_os_str() == INITIAL)
 }
 
 /// Runs `f` in a short-lived thread that is in a network namespace of its own.

@@ -5,16 +5,18 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, UdpSocket};
 use std::os::fd::AsFd as _;
 use std::process::Command;
+use std::time::Duration;
 
 use ipnet::IpNet;
-use podway_kern::conntrack::Conntrack;
+use podway_kern::conntrack::{Conntrack, Destination};
 use podway_kern::monitor::{Change, Event, Monitor};
 use podway_kern::ns::{self, NetNs, OnParentDeath};
 use podway_kern::rtnl::{
-    Address, FdbEntry, LinkChange, LinkRef, Neighbour, NextHop, Request, Route, RouteFilter, RouteKind, Rtnl,
-    TABLE_MAIN, VethEnd, VxlanSpec,
+    Address, FdbEntry, Ipv4Setting, LinkChange, LinkRef, Neighbour, NextHop, Request, Route, RouteFilter,
+    RouteKind, Rtnl, TABLE_MAIN, VethEnd, VxlanSpec,
 };
 use podway_kern::sysctl::{Family, Sysctl};
+use podway_kern::tc::{Tbf, Tc, TcRequest};
 use podway_kern::{Errno, KernelError};
 use podway_model::ids::MacAddr;
 
@@ -66,8 +68,18 @@ fn veth_is_born_in_the_other_namespace_under_its_final_name() {
         let host = VethEnd { group: 112, ..end("pwtest", [2, 0x70, 0x77, 0, 0, 1]) };
         let peer = end("eth0", [2, 1, 2, 3, 4, 5]);
         let alias = "podway/c1/eth0".to_owned();
-        let requests = Request::veth_with_alias(host, peer, Some(pod.as_fd()), alias, true);
-        rtnl.run_all(&requests).unwrap();
+        let mark = LinkChange {
+            alias: Some(alias),
+            no_link_local: Some(true),
+            ipv4: vec![(Ipv4Setting::ProxyArp, 1), (Ipv4Setting::RpFilter, 0)],
+            ..LinkChange::default()
+        };
+        let pair = Request::AddVeth { host, peer, peer_netns: Some(pod.as_fd()) };
+        rtnl.run_all(&[pair, Request::SetLink("pwtest".into(), mark), up("pwtest")]).unwrap();
+        for (setting, value) in [(Ipv4Setting::ProxyArp, "1"), (Ipv4Setting::RpFilter, "0")] {
+            let sysctl = Sysctl::conf(Family::V4, "pwtest", setting.sysctl_name());
+            assert_eq!(sysctl.read().unwrap(), value, "{sysctl}");
+        }
 
         let mut inside = Rtnl::open_in(&pod).unwrap();
         inside.run(up("eth0")).unwrap();
@@ -87,6 +99,39 @@ fn veth_is_born_in_the_other_namespace_under_its_final_name() {
         assert_eq!(inside.link("eth0").unwrap(), None);
         let error = rtnl.run(Request::DeleteLink(link.index.into())).unwrap_err();
         assert!(error.is_missing(), "{error}");
+    });
+}
+
+#[test]
+fn a_link_deleted_at_once_is_gone_and_the_socket_goes_on() {
+    in_fresh_netns("a_link_deleted_at_once_is_gone_and_the_socket_goes_on", || {
+        let mut rtnl = Rtnl::open().unwrap();
+        for _ in 0..3 {
+            let index = uplink(&mut rtnl);
+            rtnl.delete_link_at_once(index).unwrap();
+            assert_eq!((rtnl.link("a").unwrap(), rtnl.link("b").unwrap()), (None, None));
+            let error = rtnl.run(Request::DeleteLink(index.into())).unwrap_err();
+            assert!(error.is_missing(), "{error}");
+        }
+        // None is fine; one that may not be deleted: the kernel's own answer.
+        rtnl.delete_link_at_once(4711).unwrap();
+        let lo = rtnl.link("lo").unwrap().unwrap().index;
+        assert!(matches!(rtnl.delete_link_at_once(lo), Err(KernelError::Refused { .. })));
+        assert!(rtnl.link("lo").unwrap().is_some());
+    });
+}
+
+#[test]
+fn only_network_namespaces_are_opened_and_a_visit_comes_back() {
+    in_fresh_netns("only_network_namespaces_are_opened_and_a_visit_comes_back", || {
+        for (path, part) in [("/proc/self/ns/mnt", "not a network namespace"), ("/proc", "not a namespace")] {
+            let error = NetNs::open(path).unwrap_err().to_string();
+            assert!(error.contains(part), "{path}: {error}");
+        }
+        let (home, other) = (NetNs::current().unwrap(), NetNs::create().unwrap());
+        let inside = other.visit(&home, || NetNs::current().unwrap().identity().unwrap()).unwrap();
+        assert_eq!(inside, other.identity().unwrap());
+        assert_eq!(NetNs::current().unwrap().identity().unwrap(), home.identity().unwrap());
     });
 }
 
@@ -209,6 +254,7 @@ fn what_is_programmed_reads_back_equal() {
             Route { metric: u32::MAX - 1, ..Route::blackhole(net("fd00:244::/122"), PROTOCOL) },
             Route { interface: Some(index), scope_link: true, ..Route::to(net("10.244.0.5/32"), PROTOCOL) },
             Route { interface: Some(index), ..Route::to(net("fd00:244::5/128"), PROTOCOL) },
+            Route { kind: RouteKind::Local, interface: Some(index), ..Route::to(net("::1/128"), PROTOCOL) },
             Route {
                 interface: Some(index),
                 gateway: Some(ip("198.51.100.1")),
@@ -324,6 +370,44 @@ fn connection_tracking_entries_go_by_address() {
         assert_eq!(conntrack.list(&others).unwrap().len(), 2);
         assert_eq!(conntrack.delete(&others).unwrap(), 2);
         assert_eq!(conntrack.delete(&others).unwrap(), 0);
+        // By where the first packet went.
+        send("127.0.0.1", "127.0.0.2");
+        send("::1", "::1");
+        let to = |address: &str, port| Destination { address: ip(address), protocol: 17, port };
+        assert_eq!(conntrack.delete_to(|found| *found == to("127.0.0.2", 10)).unwrap(), 0);
+        assert_eq!(conntrack.delete_to(|found| *found == to("127.0.0.2", 9)).unwrap(), 1);
+        assert_eq!(conntrack.delete_to(|found| *found == to("::1", 9)).unwrap(), 1);
+        assert_eq!(conntrack.delete_to(|_| true).unwrap(), 0);
+    });
+}
+
+#[test]
+fn rates_and_redirections_read_back_equal() {
+    in_fresh_netns("rates_and_redirections_read_back_equal", || {
+        let mut rtnl = Rtnl::open().unwrap();
+        let index = uplink(&mut rtnl);
+        rtnl.run_all(&[Request::AddIfb { name: "block".to_owned(), mtu: 1400 }, up("block")]).unwrap();
+        let block = rtnl.link("block").unwrap().unwrap();
+        assert_eq!((block.kind.as_deref(), block.mtu, block.up), (Some("ifb"), 1400, true));
+        let mut tc = Tc::open().unwrap();
+        assert_eq!((tc.root(index).unwrap(), tc.redirect(index).unwrap()), (None, None));
+        let slow = Tbf::new(125_000, 20_000, Duration::from_millis(25));
+        let fast = Tbf::new(10_000_000_000, 2_000_000_000, Duration::from_millis(25));
+        tc.run_all(&[
+            TcRequest::ReplaceRoot(index, slow),
+            TcRequest::AddIngress(index),
+            TcRequest::AddRedirect(index, block.index),
+            TcRequest::ReplaceRoot(block.index, fast),
+        ])
+        .unwrap();
+        assert_eq!((tc.root(index).unwrap(), tc.redirect(index).unwrap()), (Some(slow), Some(block.index)));
+        assert_eq!(tc.root(block.index).unwrap(), Some(fast));
+        let error = tc.run_all(&[TcRequest::AddIngress(index)]).unwrap_err();
+        assert!(error.is_exists() && error.to_string().contains("add ingress qdisc to link"), "{error}");
+        tc.run_all(&[TcRequest::ReplaceRoot(index, fast)]).unwrap();
+        assert_eq!(tc.root(index).unwrap(), Some(fast));
+        tc.run_all(&[TcRequest::DeleteRoot(index), TcRequest::DeleteIngress(index)]).unwrap();
+        assert_eq!((tc.root(index).unwrap(), tc.redirect(index).unwrap()), (None, None));
     });
 }
 

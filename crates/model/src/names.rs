@@ -8,6 +8,8 @@ use crate::ids::MacAddr;
 
 /// CNI plugin type, and default network name.
 pub const PLUGIN: &str = "podway";
+/// Names of other plugins, by which the CNI plugin does their jobs: links to it, where no file of that name stands.
+pub const OTHER_PLUGINS: [&str; 3] = ["bandwidth", "host-local", "loopback"];
 /// Default prefix of every key in etcd.
 pub const ETCD_PREFIX: &str = "/podway/v1/";
 
@@ -99,6 +101,25 @@ pub fn host_ifname(container_id: &str, ifname: &str) -> String {
     format!("pw{}", &attachment_id(container_id, ifname)[..11])
 }
 
+/// Name of the device that holds back what a pod sends: `pwi` and the first 11 hex digits of [`attachment_id`].
+pub fn ifb_name(container_id: &str, ifname: &str) -> String {
+    format!("pwi{}", &attachment_id(container_id, ifname)[..11])
+}
+
+/// Alias of the device that holds back what a pod sends. [`parse_ifalias`] does not take it for a pod's.
+pub fn ifb_alias(container_id: &str, ifname: &str) -> String {
+    format!("podway-ifb/{container_id}/{ifname}")
+}
+
+/// Name of the device that holds back what a container sends, where the plugin does the job of upstream's `bandwidth`:
+/// `bwp` and the first 12 hex digits of SHA-512 over network and container id.
+pub fn bandwidth_ifb_name(network: &str, container_id: &str) -> String {
+    let mut hasher = sha2::Sha512::new();
+    hasher.update(network.as_bytes());
+    hasher.update(container_id.as_bytes());
+    format!("bwp{}", &hex(&hasher.finalize())[..12])
+}
+
 /// Alias of the host side of a pod's veth: says whose it is.
 pub fn host_ifalias(container_id: &str, ifname: &str) -> String {
     format!("podway/{container_id}/{ifname}")
@@ -140,6 +161,7 @@ mod tests {
         assert_eq!(name.len(), 13);
         assert!(name.len() < 16, "IFNAMSIZ");
         assert_ne!(name, host_ifname("c".repeat(64).as_str(), "eth1"));
+        assert_eq!(ifb_name("c1", "eth0").len(), 14);
     }
 
     #[test]
@@ -151,6 +173,7 @@ mod tests {
     fn alias_round_trips() {
         assert_eq!(parse_ifalias(&host_ifalias("c1", "eth0")), Some(("c1", "eth0")));
         assert_eq!(parse_ifalias("cali/c1/eth0"), None);
+        assert_eq!(parse_ifalias(&ifb_alias("c1", "eth0")), None);
         assert_eq!(parse_ifalias("podway/c1/"), None);
     }
 

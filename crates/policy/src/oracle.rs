@@ -32,12 +32,15 @@ pub struct Cluster<'a> {
 /// One end of a flow.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum End {
-    /// A pod. One that is not among the objects is closed if any policy exists in its namespace.
+    /// A pod. One that is not among the objects is closed if any policy exists in its namespace, to all but its
+    /// own node, as a pod is that a policy isolates and nothing is allowed to.
     Pod {
         /// Its namespace.
         namespace: String,
         /// Its name.
         name: String,
+        /// The node that wired it: known also where its object is not.
+        node: String,
         /// The address of the pod that the packet carries.
         address: IpAddr,
     },
@@ -169,11 +172,14 @@ impl Cluster<'_> {
 
     /// What the policies of `subject` say in this direction, when `peer` is at the other end.
     fn judge_end(&self, direction: PolicyType, subject: &End, peer: &End, flow: &Flow) -> Judgement {
-        let End::Pod { namespace, name, .. } = subject else { return Judgement::NotAPod };
+        let End::Pod { namespace, name, node: own_node, .. } = subject else { return Judgement::NotAPod };
         if matches!(peer, End::Pod { namespace: n, name: m, .. } if n == namespace && m == name) {
             return Judgement::Itself;
         }
         let Some(pod) = self.pod(namespace, name) else {
+            if self.node_of(peer).is_some_and(|node| node == own_node) {
+                return Judgement::OwnNode;
+            }
             return match self.policies.iter().any(|p| p.metadata.namespace == *namespace) {
                 true => Judgement::Unknown,
                 false => Judgement::NotIsolated,

@@ -243,7 +243,12 @@ struct Wanted<'a> {
 }
 
 fn pod_end(pod: &crate::pod::Pod, address: IpAddr) -> End {
-    End::Pod { namespace: pod.namespace().to_owned(), name: pod.name().to_owned(), address }
+    End::Pod {
+        namespace: pod.namespace().to_owned(),
+        name: pod.name().to_owned(),
+        node: pod.node.clone(),
+        address,
+    }
 }
 
 fn no_address(pod: &str, v6: bool) -> String {

@@ -9,15 +9,24 @@
 //! | [`build`] | calls cargo, one profile for everything |
 //! | [`demo`] | `cargo xtask demo` |
 //! | [`test`] | `cargo xtask test`: layers, their minutes, the closing tally |
+//! | [`demos`] | the demo as a test |
+//! | [`matrix`] | `cargo xtask matrix`: what takes hours, and its table |
+//! | [`vm`], [`cpio`] | the tests on Debian's kernel, under emulation |
+//! | [`watch`] | runs a program with a log and a time limit |
 //! | [`skips`] | reasons for which a test may be skipped |
 //! | [`tally`] | counts what test runners print |
 
 mod build;
+mod cpio;
 mod demo;
+mod demos;
+mod matrix;
 mod skips;
 mod tally;
 mod test;
 mod tools;
+mod vm;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -31,7 +40,10 @@ Commands:
                    (`cargo xtask demo --help` lists the demo's own options)
   test             set up, build, and run the tests: crates, namespaces, one demo
   test --quick     what needs neither root nor packages
-  test --full      everything that CI runs: every demo as well
+  test --full      everything that CI runs: every demo, and another kernel under emulation
+  test LAYER..     some layers of --full: crates, suites, demos, vm
+  matrix [GROUP..] every combination and long runs (demos, suites, seeds): hours; writes
+                   tests/matrix/table.md
   tools            only the set-up: say what is there and get what is missing
   tools --env      the same, then the environment as a shell reads it
   help             this text
@@ -46,6 +58,7 @@ fn main() -> ExitCode {
     let outcome = match arguments.first().map(String::as_str) {
         Some("demo") => demo::run(&arguments[1..]),
         Some("test") => test::run(&arguments[1..]),
+        Some("matrix") => matrix::run(&arguments[1..]),
         Some("tools") if arguments.len() == 1 => tools::Tools::prepare(&tools::ALL).map(|tools| {
             tools.print_table();
             ExitCode::SUCCESS

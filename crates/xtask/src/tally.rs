@@ -43,7 +43,7 @@ impl Tally {
             self.failures.push(test.to_owned());
             return true;
         }
-        line.starts_with("     Running ") || line.starts_with("error")
+        line.starts_with("error")
     }
 
     /// Ran and held.
@@ -63,6 +63,16 @@ impl Tally {
     /// Adds something that could not run at all.
     pub(crate) fn skip(&mut self, name: &str, reason: &str) {
         self.skipped.insert(name.to_owned(), reason.to_owned());
+    }
+
+    /// Adds what was counted elsewhere; `place` says where, behind every name.
+    pub(crate) fn absorb(&mut self, other: Self, place: &str) {
+        self.reported += other.reported;
+        self.early += other.early;
+        self.failed += other.failed;
+        self.failures.extend(other.failures.into_iter().map(|name| format!("{name} {place}")));
+        self.skipped
+            .extend(other.skipped.into_iter().map(|(name, reason)| (format!("{name} {place}"), reason)));
     }
 
     /// Adds something that failed as a whole.
@@ -93,6 +103,19 @@ mod tests {
         assert_eq!((tally.passed(), tally.failed), (2, 1));
         assert_eq!(tally.skipped["veth_pair"], "needs root");
         assert_eq!(tally.failures, ["other"]);
+    }
+
+    #[test]
+    fn what_was_counted_elsewhere_keeps_its_place() {
+        let (mut all, mut inside) = (Tally::default(), Tally::default());
+        inside.take("test x ... FAILED");
+        inside.take("SKIP y: no reason");
+        inside.take("test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out");
+        all.check("z", true);
+        all.absorb(inside, "on Linux 6.1");
+        assert_eq!((all.passed(), all.failed), (2, 1));
+        assert_eq!(all.failures, ["x on Linux 6.1"]);
+        assert_eq!(all.skipped["y on Linux 6.1"], "no reason");
     }
 
     #[test]

@@ -55,6 +55,13 @@ pub(crate) const ALL: [Need; 10] = [
     need("birdc", "bird2", false, "BGP tests against another implementation"),
 ];
 
+/// CNI plugins of somebody else, with which ours is compared: a Go module, built into the cache.
+const CNI_PLUGINS: &str = "github.com/containernetworking/plugins/plugins";
+/// Their version: the one whose keys, results and files we keep.
+const CNI_PLUGINS_VERSION: &str = "1.9.1";
+/// Those that tests use.
+const CNI_PLUGINS_USED: [&str; 3] = ["ipam/host-local", "main/loopback", "meta/bandwidth"];
+
 /// The programs that were found, and where.
 #[derive(Debug)]
 pub(crate) struct Tools {
@@ -127,6 +134,36 @@ impl Tools {
         self.found.iter().find(|(need, _)| need.program == program)?.1.as_deref()
     }
 
+    /// Builds the CNI plugins of somebody else, unless they are there. Without Go or network the tests that use them
+    /// are skipped.
+    pub(crate) fn prepare_cni_plugins(&self) {
+        let Ok(folder) = Self::cni_plugins() else { return };
+        let name = |plugin: &str| plugin.rsplit('/').next().map(str::to_owned).unwrap_or_default();
+        if CNI_PLUGINS_USED.iter().all(|plugin| folder.join(name(plugin)).is_file()) {
+            return;
+        }
+        complain(&format!("==> building containernetworking plugins {CNI_PLUGINS_VERSION}\n"));
+        let packages =
+            CNI_PLUGINS_USED.map(|plugin| format!("{CNI_PLUGINS}/{plugin}@v{CNI_PLUGINS_VERSION}"));
+        let built = Command::new("go")
+            .arg("install")
+            .args(packages)
+            .env("GOBIN", &folder)
+            .env("CGO_ENABLED", "0")
+            .envs(self.environment())
+            .output();
+        match built {
+            Ok(output) if output.status.success() => {}
+            Ok(output) => complain(&format!("    {}\n", String::from_utf8_lossy(&output.stderr).trim())),
+            Err(error) => complain(&format!("    go: {error}\n")),
+        }
+    }
+
+    /// Where they are built to.
+    fn cni_plugins() -> Result<PathBuf> {
+        Ok(cache_dir()?.join(format!("cni-plugins-{CNI_PLUGINS_VERSION}")))
+    }
+
     /// Folders that are searched: the machine's own first, then the cache.
     fn folders(&self) -> Vec<PathBuf> {
         let path = std::env::var_os("PATH").unwrap_or_default();
@@ -147,7 +184,8 @@ impl Tools {
         given.into_iter().chain(usual).chain([self.root.join("usr/include")]).collect()
     }
 
-    /// Environment for everything that is run: `PATH`, `LD_LIBRARY_PATH`, `PROTOC` and `PROTOC_INCLUDE`.
+    /// Environment for everything that is run: `PATH`, `LD_LIBRARY_PATH`, `PROTOC`, `PROTOC_INCLUDE` and
+    /// `PODWAY_CNI_PLUGINS`.
     pub(crate) fn environment(&self) -> Vec<(&'static str, OsString)> {
         let mut environment = vec![];
         if let Ok(path) = std::env::join_paths(self.folders()) {
@@ -165,6 +203,9 @@ impl Tools {
             if let Ok(path) = std::env::join_paths(libraries) {
                 environment.push(("LD_LIBRARY_PATH", path));
             }
+        }
+        if let Ok(plugins) = Self::cni_plugins() {
+            environment.push(("PODWAY_CNI_PLUGINS", plugins.into()));
         }
         if let Some(protoc) = self.path_of("protoc") {
             environment.push(("PROTOC", protoc.into()));
@@ -194,31 +235,61 @@ impl Tools {
 
     /// Unpacks a package and the libraries that it needs and the machine lacks.
     fn unpack(&self, package: &str) -> Result<()> {
-        let downloads = self.root.join("packages");
-        std::fs::create_dir_all(&downloads).with_context(|| format!("create {}", downloads.display()))?;
         for name in with_libraries(package)? {
-            let done = downloads.join(format!("{name}.unpacked"));
-            if done.exists() {
-                continue;
-            }
-            complain(&format!("    {name}\n"));
-            apt(&downloads, &["-o", "APT::Sandbox::User=root", "download", &name])?;
-            let prefix = format!("{name}_");
-            let file = std::fs::read_dir(&downloads)?
-                .filter_map(|entry| Some(entry.ok()?.path()))
-                .find(|path| {
-                    path.extension().is_some_and(|ext| ext == "deb")
-                        && path.file_name().is_some_and(|f| f.to_string_lossy().starts_with(&prefix))
-                })
-                .with_context(|| format!("apt-get download {name} left no file"))?;
-            let status =
-                Command::new("dpkg").arg("-x").arg(&file).arg(&self.root).status().context("run dpkg")?;
-            if !status.success() {
-                bail!("dpkg -x {} ended with {status}", file.display());
-            }
-            std::fs::remove_file(&file)?;
-            std::fs::write(&done, "")?;
+            self.unpack_one(&name, &self.root)?;
         }
+        Ok(())
+    }
+
+    /// A package in a folder of its own, with others beside it; its libraries stand where those of all tools do. A
+    /// package that is only a name for the newest version of another one is that one.
+    pub(crate) fn unpacked(&self, package: &str, beside: &[&str]) -> Result<PathBuf> {
+        let folder = self.root.with_extension("apart").join(package);
+        if folder.join(".complete").exists() {
+            return Ok(folder);
+        }
+        complain(&format!("==> getting {package}\n"));
+        std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+        let mut needed = with_libraries(package)?;
+        let meta: Vec<String> =
+            dependencies(package)?.into_iter().filter(|name| is_version_of(name, package)).collect();
+        let own =
+            [package.to_owned()].into_iter().chain(beside.iter().map(|name| (*name).to_owned())).chain(meta);
+        for name in own {
+            needed.retain(|library| *library != name);
+            self.unpack_one(&name, &folder)?;
+        }
+        for library in needed {
+            self.unpack_one(&library, &self.root)?;
+        }
+        std::fs::write(folder.join(".complete"), "")?;
+        Ok(folder)
+    }
+
+    /// Unpacks one package into a folder, once.
+    fn unpack_one(&self, name: &str, folder: &Path) -> Result<()> {
+        let downloads = folder.join("packages");
+        std::fs::create_dir_all(&downloads).with_context(|| format!("create {}", downloads.display()))?;
+        let done = downloads.join(format!("{name}.unpacked"));
+        if done.exists() {
+            return Ok(());
+        }
+        complain(&format!("    {name}\n"));
+        apt(&downloads, &["-o", "APT::Sandbox::User=root", "download", name])?;
+        let prefix = format!("{name}_");
+        let file = std::fs::read_dir(&downloads)?
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .find(|path| {
+                path.extension().is_some_and(|ext| ext == "deb")
+                    && path.file_name().is_some_and(|f| f.to_string_lossy().starts_with(&prefix))
+            })
+            .with_context(|| format!("apt-get download {name} left no file"))?;
+        let status = Command::new("dpkg").arg("-x").arg(&file).arg(folder).status().context("run dpkg")?;
+        if !status.success() {
+            bail!("dpkg -x {} ended with {status}", file.display());
+        }
+        std::fs::remove_file(&file)?;
+        std::fs::write(&done, "")?;
         Ok(())
     }
 }
@@ -250,14 +321,7 @@ fn with_libraries(package: &str) -> Result<Vec<String>> {
     let mut next = 0;
     while let Some(name) = wanted.get(next).cloned() {
         next += 1;
-        let output = Command::new("apt-cache")
-            .args(["depends", "--no-recommends", "--no-suggests", "--no-conflicts", "--no-breaks"])
-            .args(["--no-replaces", "--no-enhances", &name])
-            .output()
-            .context("run apt-cache")?;
-        for line in String::from_utf8_lossy(&output.stdout).lines() {
-            let Some((_, dependency)) = line.split_once("Depends: ") else { continue };
-            let dependency = dependency.trim().to_owned();
+        for dependency in dependencies(&name)? {
             if dependency.starts_with("lib") && !wanted.contains(&dependency) && !is_installed(&dependency)? {
                 wanted.push(dependency);
             }
@@ -266,10 +330,52 @@ fn with_libraries(package: &str) -> Result<Vec<String>> {
     Ok(wanted)
 }
 
+/// What a package depends on directly.
+fn dependencies(package: &str) -> Result<Vec<String>> {
+    let output = Command::new("apt-cache")
+        .args(["depends", "--no-recommends", "--no-suggests", "--no-conflicts", "--no-breaks"])
+        .args(["--no-replaces", "--no-enhances", package])
+        .output()
+        .context("run apt-cache")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    Ok(text.lines().filter_map(|line| Some(line.split_once("Depends: ")?.1.trim().to_owned())).collect())
+}
+
+/// Whether `name` is `package` with a version in it: `linux-image-6.1.0-56-cloud-amd64` of
+/// `linux-image-cloud-amd64`.
+fn is_version_of(name: &str, package: &str) -> bool {
+    package.match_indices('-').any(|(at, _)| {
+        let (front, back) = package.split_at(at);
+        name.strip_prefix(front).and_then(|rest| rest.strip_suffix(back)).is_some_and(|version| {
+            version.strip_prefix('-').is_some_and(|v| v.starts_with(|c: char| c.is_ascii_digit()))
+        })
+    })
+}
+
 fn is_installed(package: &str) -> Result<bool> {
     let output = Command::new("dpkg-query")
         .args(["-W", "-f=${Status}\n", package])
         .output()
         .context("run dpkg-query")?;
     Ok(String::from_utf8_lossy(&output.stdout).lines().any(|line| line == "install ok installed"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_for_the_newest_version_is_told_from_other_dependencies() {
+        let meta = "linux-image-cloud-amd64";
+        assert!(is_version_of("linux-image-6.1.0-56-cloud-amd64", meta));
+        for other in [
+            "linux-base",
+            "linux-image-cloud-amd64",
+            "linux-image-amd64",
+            "linux-headers-6.1.0-56-cloud-amd64",
+        ] {
+            assert!(!is_version_of(other, meta), "{other}");
+        }
+        assert!(!is_version_of("libbpf1", "qemu-system-x86"));
+    }
 }

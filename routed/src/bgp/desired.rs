@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use podway_bgp::config::{
-    Claims, ConnectMode, Export, GracefulRestart, Import, Neighbour, Role, SecondRestart, SpeakerConfig,
+    Claims, ConnectMode, Export, GracefulRestart, Import, Neighbour, NeighbourOptions, Role, SecondRestart,
+    SpeakerConfig, SpeakerOptions,
 };
 use podway_bgp::types::Families;
 use podway_model::cluster::{Backend, BgpConfig, NodeRecord, Topology};
@@ -55,6 +56,7 @@ pub(crate) fn desired_bgp(view: &ClusterView, node: &NodeName, facts: &LocalFact
         neighbours: neighbours(view, node, facts, asn),
         originated: originated(view, facts),
         own_addresses: own.clone(),
+        options: SpeakerOptions::default(),
     };
     let listen = own.into_iter().map(|address| SocketAddr::new(address, bgp.port)).collect();
     Some(Desired { config, claims: claims(view), listen })
@@ -69,6 +71,8 @@ fn graceful_restart(bgp: &BgpConfig) -> Option<GracefulRestart> {
         deferral_time: DEFERRAL.min(restart_time),
         // A daemon that is restarted twice in a row must not cut its node off.
         second_restart: SecondRestart::Keep,
+        // A dead node must be known by its hold timer as long as nobody asks its kernel.
+        notifications: false,
     })
 }
 
@@ -104,6 +108,7 @@ fn neighbours(
             families: Families::BOTH,
             import: Import::Claimed,
             export: Export::All,
+            options: NeighbourOptions::default(),
         };
         neighbours.insert(theirs, neighbour);
     }
@@ -119,8 +124,10 @@ fn session_addresses(facts: &LocalFacts, record: &NodeRecord) -> Option<(IpAddr,
 
 /// Own confirmed blocks, each by way of our address of its family.
 fn originated(view: &ClusterView, facts: &LocalFacts) -> BTreeMap<IpNet, IpAddr> {
-    let active = view.own_blocks.iter().filter(|block| block.state == OwnBlockState::Active);
-    active.filter_map(|block| Some((block.cidr, address_like(facts, &block.cidr)?))).collect()
+    // Pods live in a draining block as in an active one.
+    let is_ours = |state| matches!(state, OwnBlockState::Active | OwnBlockState::Draining);
+    let ours = view.own_blocks.iter().filter(|block| is_ours(block.state));
+    ours.filter_map(|block| Some((block.cidr, address_like(facts, &block.cidr)?))).collect()
 }
 
 fn address_like(facts: &LocalFacts, prefix: &IpNet) -> Option<IpAddr> {
@@ -224,6 +231,7 @@ mod tests {
             block("10.244.2.0/26", OwnBlockState::Active),
             block("10.244.2.64/26", OwnBlockState::Pending),
             block("10.244.2.128/26", OwnBlockState::Stranded),
+            block("10.244.2.192/26", OwnBlockState::Draining),
             block("fd10::200/122", OwnBlockState::Active),
         ];
         view
@@ -278,7 +286,9 @@ mod tests {
         let desired = desired_bgp(&view(Topology::Mesh), &name("n2"), &facts()).unwrap();
         let originated: Vec<String> =
             desired.config.originated.iter().map(|(prefix, hop)| format!("{prefix} via {hop}")).collect();
-        assert_eq!(originated, ["10.244.2.0/26 via 10.0.0.2", "fd10::200/122 via fd00::2"]);
+        let expected =
+            ["10.244.2.0/26 via 10.0.0.2", "10.244.2.192/26 via 10.0.0.2", "fd10::200/122 via fd00::2"];
+        assert_eq!(originated, expected);
         let claims: Vec<String> =
             desired.claims.iter().map(|(prefix, hops)| format!("{prefix} {hops:?}")).collect();
         // n3 has no IPv6 address to send its IPv6 block to; n9 has no record.

@@ -217,6 +217,7 @@ impl Shell {
                 }
                 Action::PeerChanged { peer, up, reason } => self.on_peer_changed(peer, up, &reason),
                 Action::Ignoring { peer, what } => tracing::warn!(%peer, "ignoring from BGP peer: {what}"),
+                Action::Warned { peer, what } => tracing::warn!(%peer, "{what}"),
                 Action::Refused { mistakes } => {
                     tracing::error!(
                         "ignoring the BGP configuration, the one before stays: {}",

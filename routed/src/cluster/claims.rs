@@ -21,12 +21,19 @@ impl ClaimIndex {
     pub(crate) fn new(table: &Table) -> Self {
         let mut index = Self::default();
         for ((node, block), stored) in &table.claims {
-            index.by_block.entry(*block).or_default().push((stored.create, node.clone()));
-            if !index.lengths.contains(&block.prefix_len()) {
-                index.lengths.push(block.prefix_len());
-            }
+            index.add(node.clone(), *block, stored.create);
+        }
+        for (node, block, create) in table.unreadable_claims() {
+            index.add(node, block, create);
         }
         index
+    }
+
+    fn add(&mut self, node: NodeName, block: IpNet, create: i64) {
+        self.by_block.entry(block).or_default().push((create, node));
+        if !self.lengths.contains(&block.prefix_len()) {
+            self.lengths.push(block.prefix_len());
+        }
     }
 
     /// Claims that share an address with `block`: the claimed block, create revision, claimant.

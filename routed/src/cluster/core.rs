@@ -26,6 +26,9 @@ use crate::view::{ClusterView, LocalFacts};
 const PAST: Duration = Duration::from_secs(600);
 /// How long after a wipe no further blocks are claimed: the other nodes write theirs again first.
 const DOUBT: Duration = Duration::from_secs(30);
+/// How long nothing is concluded after all pools, nodes or claims went at once: changes are in order within one
+/// prefix only, so a wipe may arrive in parts. Short, since a cluster of one node ends like this too.
+const SUSPICION: Duration = Duration::from_millis(500);
 
 /// The core.
 #[derive(Debug)]
@@ -38,12 +41,16 @@ pub(crate) struct Core {
     past_until: Duration,
     /// The store was wiped not long ago: until when no further blocks are claimed.
     pub(super) doubt: Option<Duration>,
+    /// Contents before the store began to look wiped, and until when they stay in force.
+    suspicion: Option<(Box<Table>, Duration)>,
     pub(super) has_snapshot: bool,
     /// Why the store cannot be reached.
     pub(super) away: Option<String>,
     pub(super) store_problems: Vec<String>,
     pub(super) facts: Option<LocalFacts>,
     pub(super) usage: BTreeMap<IpNet, Usage>,
+    /// Generation of the node file that `usage` was looked at with.
+    pub(super) usage_generation: u64,
     pub(super) own: BTreeMap<IpNet, Own>,
     /// Blocks of the boot before: asked for first.
     pub(super) hints: Vec<(IpNet, usize)>,
@@ -55,6 +62,8 @@ pub(crate) struct Core {
     /// Collisions so far: moves the place where free blocks are looked for.
     pub(super) attempt: u64,
     pub(super) claim_not_before: Duration,
+    /// When the next block may have been idle for long enough to go back.
+    pub(super) give_back_at: Option<Duration>,
     /// Seconds since 1970 at time zero of this process.
     pub(super) wall_offset: Option<i64>,
     time: Duration,
@@ -64,11 +73,12 @@ pub(crate) struct Core {
 impl Core {
     /// `found`: the node file as it stands on the disk, of whatever boot.
     pub(crate) fn new(me: Identity, found: Option<NodeFile>) -> Self {
+        let generation = found.as_ref().map_or(0, |file| file.generation);
         let found = found.filter(|file| file.instance_id == me.instance_id && file.node == me.node);
         let this_boot = found.as_ref().filter(|file| file.boot_id == me.boot_id);
         let own = this_boot.iter().flat_map(|file| &file.blocks).enumerate();
         let own = own.map(|(place, block)| (block.cidr, Own::from_file(block, place))).collect();
-        let file = FileState::new(found, &me.boot_id);
+        let file = FileState::new(found, generation, &me.boot_id);
         let hints =
             file.earlier_blocks().iter().enumerate().map(|(place, block)| (block.cidr, place)).collect();
         Self {
@@ -77,11 +87,13 @@ impl Core {
             past: None,
             past_until: Duration::ZERO,
             doubt: None,
+            suspicion: None,
             has_snapshot: false,
             away: None,
             store_problems: Vec::new(),
             facts: None,
             usage: BTreeMap::new(),
+            usage_generation: 0,
             own,
             hints,
             live: LiveState::default(),
@@ -91,6 +103,7 @@ impl Core {
             problems: BTreeSet::new(),
             attempt: 0,
             claim_not_before: Duration::ZERO,
+            give_back_at: None,
             wall_offset: None,
             time: Duration::ZERO,
             refused: false,
@@ -105,10 +118,12 @@ impl Core {
     /// When [`Event::Tick`] is wanted at the latest.
     pub(crate) fn deadline(&self) -> Option<Duration> {
         let past = self.past.as_ref().map(|_| self.past_until);
+        let suspicion = self.suspicion.as_ref().map(|(_, until)| *until);
+        let all =
+            [self.writes.deadline(), self.file.retry_at(), past, self.doubt, suspicion, self.give_back_at];
         let later = [self.live.not_before, self.claim_not_before];
-        let later = later.into_iter().filter(|at| *at > self.time);
-        let all = [self.writes.deadline(), self.file.retry_at(), past, self.doubt];
-        all.into_iter().flatten().chain(later).min()
+        // What was due and has led to nothing waits for an event, not for a time.
+        all.into_iter().flatten().chain(later).filter(|at| *at > self.time).min()
     }
 
     /// One event in, what is to be done out.
@@ -120,7 +135,10 @@ impl Core {
         match event {
             Event::Store(event) => self.on_store(event, out),
             Event::Facts(facts) => self.facts = Some(facts),
-            Event::Usage(usage) => self.usage = usage,
+            Event::Usage { blocks, generation } => {
+                self.usage = blocks;
+                self.usage_generation = generation;
+            }
             Event::Written { id, result } => {
                 if let Some(key) = self.writes.on_answer(now, id, &result) {
                     self.on_written(now, &key, &result, out);
@@ -139,6 +157,9 @@ impl Core {
         self.doubt = self.doubt.filter(|until| *until > now);
         let table = &self.table;
         self.writes.wake(now, |key| key.parse::<Key>().ok().and_then(|key| table.modified(&key)));
+        if self.is_suspicious(out) {
+            return;
+        }
         self.problems.clear();
         if self.has_snapshot {
             if let Some(text) = self.find_conflict() {
@@ -148,7 +169,10 @@ impl Core {
             }
             self.follow_claims(out);
         }
+        self.adopt_unconfirmed();
         self.register(now, out);
+        // First what is on its way back: it may be needed.
+        self.give_back(now, out);
         self.claim_ahead(now, out);
         self.publish(now, out);
     }
@@ -159,9 +183,9 @@ impl Core {
         self.has_snapshot && (self.table.config.is_some() || !self.table.bad.contains_key(&config))
     }
 
-    /// Whether this node may write: it knows what stands there, and nobody else has its name.
+    /// Whether this node may write: it knows what stands there, and who it is itself, and nobody else has its name.
     pub(super) fn can_write(&self) -> bool {
-        self.has_snapshot && self.away.is_none() && !self.live.in_conflict
+        self.has_snapshot && self.away.is_none() && self.facts.is_some() && !self.live.in_conflict
     }
 
     /// Time of the current step.
@@ -184,12 +208,20 @@ impl Core {
                 let before = std::mem::replace(&mut self.table, table);
                 self.has_snapshot = true;
                 self.away = None;
-                self.notice_wipe(before, out);
+                // A snapshot is of one moment, so what it shows has happened.
+                let before = self.suspicion.take().map_or(before, |(before, _)| *before);
+                self.compare_with(before, out);
             }
             StoreEvent::Changes { changes, revision } => {
-                let before = self.table.clone();
+                let empties = self.suspicion.is_none() && self.table.may_be_emptied_by(&changes);
+                let before = empties.then(|| Box::new(self.table.clone()));
                 self.table.change(&changes, revision);
-                self.notice_wipe(before, out);
+                if let Some(past) = &mut self.past {
+                    past.forget(&changes);
+                }
+                if let Some(before) = before.filter(|before| self.table.is_emptied_since(before)) {
+                    self.suspicion = Some((before, self.time + SUSPICION));
+                }
             }
             StoreEvent::Unavailable { reason } => self.away = Some(reason),
             StoreEvent::Available => self.away = None,
@@ -197,17 +229,34 @@ impl Core {
         }
     }
 
-    /// A store that held a cluster and holds none now was wiped. Nothing is torn down: what it held stays in force
-    /// for a while, and every node writes its own again.
-    fn notice_wipe(&mut self, before: Table, out: &mut Vec<Action>) {
-        let is_empty =
-            |table: &Table| table.pools.is_empty() && table.nodes.is_empty() && table.claims.is_empty();
-        if !is_empty(&self.table) || before.pools.is_empty() || before.claims.is_empty() {
+    /// Whether the store looks as if it was being wiped: then nothing is concluded for a moment.
+    fn is_suspicious(&mut self, out: &mut Vec<Action>) -> bool {
+        let Some((before, until)) = self.suspicion.take() else { return false };
+        if self.table.is_empty() {
+            self.compare_with(*before, out);
+            return false;
+        }
+        if self.time < until && self.table.is_emptied_since(&before) {
+            self.suspicion = Some((before, until));
+            return true;
+        }
+        false
+    }
+
+    /// A store that held a cluster and holds none now was wiped; one whose revision went back was restored from a
+    /// backup. Nothing is torn down: what it held stays in force for a while, and every node writes its own again.
+    fn compare_with(&mut self, before: Table, out: &mut Vec<Action>) {
+        let is_wiped = self.table.is_empty() && !before.pools.is_empty() && !before.claims.is_empty();
+        let is_restored = self.table.revision < before.revision && !before.claims.is_empty();
+        if !is_wiped && !is_restored {
             return;
         }
-        let text = "the store was wiped: nothing is torn down, this node writes its own keys again; apply pools and \
-                    configuration again";
-        out.push(Action::Report(Severity::Warn, text.to_owned()));
+        let what = if is_wiped { "wiped" } else { "restored to an older state" };
+        let text = format!(
+            "the store was {what}: nothing is torn down, this node writes its own keys again; apply pools and \
+             configuration again"
+        );
+        out.push(Action::Report(Severity::Warn, text));
         for own in self.own.values_mut().filter(|own| own.phase == Phase::Active) {
             own.republish = true;
         }

@@ -17,7 +17,13 @@ pub(crate) enum Event {
     /// The kernel's facts, when they change.
     Facts(LocalFacts),
     /// How full this node's blocks are, when it changes.
-    Usage(BTreeMap<IpNet, Usage>),
+    Usage {
+        /// By block.
+        blocks: BTreeMap<IpNet, Usage>,
+        /// [`NodeFile::generation`] of the file that stood when the leases were looked at, under the address lock:
+        /// blocks that are not active in it cannot have got a lease since. 0: there was none of this boot.
+        generation: u64,
+    },
     /// A write has ended.
     Written {
         /// [`Write::id`].
@@ -45,8 +51,17 @@ pub(crate) struct Usage {
     pub(crate) available: u64,
     /// Addresses that pods hold.
     pub(crate) leased: u64,
+    /// Free addresses that pods held not long ago.
+    pub(crate) quarantined: u64,
     /// Whether a pod holds the block's first address, so that it cannot become the node's.
     pub(crate) first_leased: bool,
+}
+
+impl Usage {
+    /// Whether the block can go back to its pool: nobody holds an address, and none is in quarantine.
+    pub(crate) fn is_idle(self) -> bool {
+        self.leased == 0 && self.quarantined == 0
+    }
 }
 
 /// What the core wants done.
@@ -56,6 +71,8 @@ pub(crate) enum Action {
     Write(Write),
     /// Replace the node file, under the address lock; answer with [`Event::NodeFileWritten`].
     WriteNodeFile(Box<NodeFile>),
+    /// Forget what the leases remember about the free addresses of a block: it went back to its pool.
+    ForgetLeases(IpNet),
     /// The view has changed: hand it out.
     Publish,
     /// This node must not take part. The last action ever.

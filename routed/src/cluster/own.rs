@@ -8,10 +8,19 @@
 //!                       (free)                (free)    no pods      ▼
 //!                                                (free) ◀──────── Stranded ──▶ Active, if claimed
 //!                                                        pods gone             anew while free
+//!
+//!              idle for long      draining in the file,    claim gone
+//!   Active ──────────────▶ returning ──────────▶ Leaving ──────────▶ (free)
+//!      ▲                     │      still idle
+//!      └─────────────────────┘ not idle after all, or needed
 //! ```
 //!
 //! A block is confirmed only when the own watch has delivered the claim and it has the lowest create revision: the
 //! watch delivers in the order of revisions, so every claim that was made before is known then.
+//!
+//! Whether pods live in a block is known from a look at the leases, which may be older than the latest lease. So a
+//! block ends only after a look that was made when the node file did not offer it any more
+//! ([`FileState::is_closed`](super::publish::FileState::is_closed)). How a block goes back: [`super::give_back`].
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -20,7 +29,7 @@ use ipnet::IpNet;
 use podway_model::cluster::{Claim, encode};
 use podway_model::ids::ObjectName;
 use podway_model::keys::Key;
-use podway_model::node_file::NodeBlock;
+use podway_model::node_file::{BlockState, NodeBlock};
 use podway_store::Expect;
 
 use super::claims::{ClaimIndex, overlap};
@@ -44,6 +53,10 @@ pub(crate) struct Own {
     pub(crate) order: i64,
     /// The store was wiped: claim it anew, and keep it meanwhile.
     pub(crate) republish: bool,
+    /// Marked draining, on its way back to the pool. A restart goes on from the mark in the node file.
+    pub(crate) returning: bool,
+    /// Since when nobody has held an address in it.
+    pub(crate) idle_since: Option<Duration>,
 }
 
 /// How far a block's life has come.
@@ -55,15 +68,22 @@ pub(crate) enum Phase {
     Pending,
     /// Ours.
     Active,
-    /// Lost while pods live in it.
+    /// Lost; pods live in it, or may.
     Stranded,
+    /// Empty and not offered any more: the claim is being deleted.
+    Leaving,
 }
 
 impl Own {
     /// A block of a node file of this boot: ours until the store says otherwise.
     pub(crate) fn from_file(block: &NodeBlock, place: usize) -> Self {
         let order = i64::MIN.saturating_add_unsigned(place as u64);
-        Self { pool: block.pool.clone(), phase: Phase::Active, order, republish: false }
+        let returning = block.state == BlockState::Draining;
+        Self { returning, ..Self::new(block.pool.clone(), Phase::Active, order) }
+    }
+
+    fn new(pool: ObjectName, phase: Phase, order: i64) -> Self {
+        Self { pool, phase, order, republish: false, returning: false, idle_since: None }
     }
 }
 
@@ -92,69 +112,125 @@ impl Core {
             return self.follow_missing(block, stored.is_some(), index, out);
         };
         let wins = index.wins(&self.me.node, block, stored.create);
+        let modified =
+            self.table.modified(&Key::Claim(self.me.node.clone(), block)).unwrap_or(stored.modified);
         let pool = stored.value.pool.clone();
-        let own = self.own.entry(block).or_insert_with(|| Own {
-            pool,
-            phase: Phase::Pending,
-            order: stored.create,
-            republish: false,
-        });
+        let own = self.own.entry(block).or_insert_with(|| Own::new(pool, Phase::Pending, stored.create));
         own.republish = false;
-        if wins {
-            own.order = stored.create;
-            if own.phase == Phase::Claiming {
-                own.phase = Phase::Pending;
-            }
-            if stored.value.confirmed {
-                if own.phase != Phase::Active {
-                    own.phase = Phase::Active;
-                    let text = format!("block {block} of pool {} is ours", own.pool);
-                    out.push(Action::Report(Severity::Info, text));
-                }
-            } else if self.can_write() {
-                let confirmed = Claim { confirmed: true, ..stored.value };
-                let expect = Expect::Revision(stored.modified);
-                self.writes.propose(key.to_string(), Operation::Put(encode(&confirmed), expect), out);
-            }
-            return;
+        if own.phase == Phase::Leaving {
+            return self.delete_claim(&key, modified, out);
         }
+        if !wins {
+            self.delete_claim(&key, modified, out);
+            return self.lose(block, "another node claimed it earlier", out);
+        }
+        let own =
+            self.own.entry(block).or_insert_with(|| Own::new(stored.value.pool.clone(), Phase::Pending, 0));
+        own.order = stored.create;
+        if own.phase == Phase::Claiming {
+            own.phase = Phase::Pending;
+        }
+        let phase = own.phase;
+        if stored.value.confirmed {
+            if phase != Phase::Active {
+                own.phase = Phase::Active;
+                let text = format!("block {block} of pool {} is ours", own.pool);
+                out.push(Action::Report(Severity::Info, text));
+            }
+            if self.table.bad.contains_key(&key.to_string()) {
+                self.confirm(&key, stored.value, modified, out);
+            }
+        } else if phase == Phase::Pending && self.is_held(block) {
+            // A write of before the release, or one that did not know of it.
+            self.delete_claim(&key, modified, out);
+            self.lose(block, "it was released", out);
+        } else {
+            self.confirm(&key, stored.value, modified, out);
+        }
+    }
+
+    fn confirm(&mut self, key: &Key, claim: Claim, modified: i64, out: &mut Vec<Action>) {
         if self.can_write() {
-            self.writes.propose(key.to_string(), Operation::Delete(stored.modified), out);
+            let confirmed = encode(&Claim { confirmed: true, ..claim });
+            let expect = Expect::Revision(modified);
+            self.writes.propose(key.to_string(), Operation::Put(confirmed, expect), out);
         }
-        self.lose(block, "another node claimed it earlier", out);
+    }
+
+    fn delete_claim(&mut self, key: &Key, modified: i64, out: &mut Vec<Action>) {
+        if self.can_write() {
+            self.writes.propose(key.to_string(), Operation::Delete(modified), out);
+        }
     }
 
     /// No claim of ours stands in the store. `foreign`: another installation's does, under our name.
     fn follow_missing(&mut self, block: IpNet, foreign: bool, index: &ClaimIndex, out: &mut Vec<Action>) {
         let Some(own) = self.own.get(&block).cloned() else { return };
-        let key = Key::Claim(self.me.node.clone(), block).to_string();
+        let key = Key::Claim(self.me.node.clone(), block);
+        if let Some(bad) = self.table.bad.get(&key.to_string()) {
+            return self.follow_unreadable(&key, block, &own, (bad.create, bad.modified), index, out);
+        }
         let is_free = !foreign && index.overlapping(block).next().is_none();
         match own.phase {
             Phase::Claiming => {
-                if !self.writes.is_busy(&key) {
+                if !self.writes.is_busy(&key.to_string()) {
                     self.own.remove(&block);
                 }
             }
             Phase::Pending => drop(self.own.remove(&block)),
+            Phase::Leaving => self.end(block, "went back to its pool", out),
             Phase::Active if own.republish && is_free => self.write_claim(block, &own.pool, out),
             Phase::Active => {
                 let former =
                     self.table.released.get(&block).is_some_and(|r| r.value.former_owner == self.me.node);
-                let why = if former { "it was released" } else { "its claim is gone from the store" };
+                let why = match (own.returning, former) {
+                    (true, _) => "it was on its way back to its pool",
+                    (false, true) => "it was released",
+                    (false, false) => "its claim is gone from the store",
+                };
                 self.lose(block, why, out);
             }
             Phase::Stranded => {
-                if self.usage.get(&block).is_some_and(|usage| usage.leased == 0) {
-                    out.push(Action::Report(
-                        Severity::Info,
-                        format!("lost block {block}: its last pod is gone"),
-                    ));
-                    self.own.remove(&block);
-                } else if is_free && !self.is_held(block) && self.is_registered() {
+                let is_empty = self.usage.get(&block).is_some_and(|usage| usage.leased == 0);
+                if is_empty && self.file.is_closed(block, self.usage_generation) {
+                    self.end(block, "was lost, and no pod is in it", out);
+                } else if !is_empty && is_free && !self.is_held(block) && self.is_registered() {
                     self.write_claim(block, &own.pool, out);
                 }
             }
         }
+    }
+
+    /// Our own claim cannot be read. What is in use is written again; what is not, an operator has to look at.
+    fn follow_unreadable(
+        &mut self,
+        key: &Key,
+        block: IpNet,
+        own: &Own,
+        (create, modified): (i64, i64),
+        index: &ClaimIndex,
+        out: &mut Vec<Action>,
+    ) {
+        match own.phase {
+            Phase::Claiming | Phase::Pending => drop(self.own.remove(&block)),
+            Phase::Leaving => self.delete_claim(key, modified, out),
+            Phase::Active | Phase::Stranded if index.wins(&self.me.node, block, create) => {
+                let instance_id = self.me.instance_id.clone();
+                let claim = Claim { instance_id, pool: own.pool.clone(), confirmed: true };
+                self.confirm(key, claim, modified, out);
+            }
+            Phase::Active | Phase::Stranded => {
+                self.delete_claim(key, modified, out);
+                self.lose(block, "another node claimed it earlier", out);
+            }
+        }
+    }
+
+    /// Nothing of the block is left on this node.
+    fn end(&mut self, block: IpNet, how: &str, out: &mut Vec<Action>) {
+        self.own.remove(&block);
+        out.push(Action::Report(Severity::Info, format!("block {block} {how}")));
+        out.push(Action::ForgetLeases(block));
     }
 
     fn write_claim(&mut self, block: IpNet, pool: &ObjectName, out: &mut Vec<Action>) {
@@ -174,21 +250,21 @@ impl Core {
                 self.own.remove(&block);
                 self.attempt += 1;
             }
-            Phase::Active if self.usage.get(&block).is_some_and(|usage| usage.leased == 0) => {
-                out.push(Action::Report(
-                    Severity::Warn,
-                    format!("block {block} lost: {why}; no pod was in it"),
-                ));
-                self.own.remove(&block);
-            }
-            Phase::Active => {
-                let text = format!(
-                    "block {block} lost: {why}; its pods keep running, cut off from other nodes until they are \
-                     made anew or the block can be claimed again"
-                );
-                out.push(Action::Report(Severity::Warn, text));
+            Phase::Active | Phase::Leaving => {
+                let is_empty = self.usage.get(&block).is_some_and(|usage| usage.leased == 0);
+                let (severity, what) = match (own.returning, is_empty) {
+                    (true, _) => (Severity::Info, "no pod should be in it"),
+                    (false, true) => (Severity::Warn, "no pod is in it"),
+                    (false, false) => (
+                        Severity::Warn,
+                        "its pods keep running, cut off from other nodes until they are made anew or the block can \
+                         be claimed again",
+                    ),
+                };
+                out.push(Action::Report(severity, format!("block {block} lost: {why}; {what}")));
                 own.phase = Phase::Stranded;
                 own.republish = false;
+                own.returning = false;
             }
             Phase::Stranded => {}
         }
@@ -224,7 +300,7 @@ impl Core {
             let mine = pools.for_node(v6, &self.me.labels);
             if let Some((_, first)) = mine.first() {
                 let size = block_size(first.block_len(), first.cidr.max_prefix_len());
-                let low_water = LOW_WATER.min(size / 4).max(1);
+                let low_water = low_water(size);
                 let available = self.available(&mine.iter().map(|(name, _)| *name).collect());
                 if available < low_water && now >= self.claim_not_before {
                     self.claim_one(&mine, available, out);
@@ -234,9 +310,9 @@ impl Core {
     }
 
     /// Addresses that can be leased, or soon will be, in blocks of these pools.
-    fn available(&self, pools: &BTreeSet<&ObjectName>) -> u64 {
-        let blocks =
-            self.own.iter().filter(|(_, own)| own.phase != Phase::Stranded && pools.contains(&own.pool));
+    pub(super) fn available(&self, pools: &BTreeSet<&ObjectName>) -> u64 {
+        let is_offered = |own: &Own| !own.returning && !matches!(own.phase, Phase::Stranded | Phase::Leaving);
+        let blocks = self.own.iter().filter(|(_, own)| is_offered(own) && pools.contains(&own.pool));
         let each = blocks.map(|(block, own)| {
             let known = self.usage.get(block).filter(|_| own.phase == Phase::Active);
             known.map_or(block_size(block.prefix_len(), block.max_prefix_len()), |usage| usage.available)
@@ -279,12 +355,17 @@ impl Core {
         self.hints.retain(|(hint, _)| *hint != block);
         self.write_claim(block, &pool, out);
         if self.writes.is_busy(&Key::Claim(self.me.node.clone(), block).to_string()) {
-            self.own.insert(block, Own { pool, phase: Phase::Claiming, order: i64::MAX, republish: false });
+            self.own.insert(block, Own::new(pool, Phase::Claiming, i64::MAX));
         }
     }
 }
 
 /// Addresses in a block; saturates.
-fn block_size(prefix_len: u8, max_prefix_len: u8) -> u64 {
+pub(super) fn block_size(prefix_len: u8, max_prefix_len: u8) -> u64 {
     1u64.checked_shl(u32::from(max_prefix_len.saturating_sub(prefix_len))).unwrap_or(u64::MAX)
+}
+
+/// Available addresses below which another block of this size is claimed.
+pub(super) fn low_water(block_size: u64) -> u64 {
+    LOW_WATER.min(block_size / 4).max(1)
 }

@@ -35,9 +35,8 @@ pub(crate) struct FileState {
 }
 
 impl FileState {
-    /// `found`: as it stands on the disk.
-    pub(crate) fn new(found: Option<NodeFile>, boot: &BootId) -> Self {
-        let generation = found.as_ref().map_or(0, |file| file.generation);
+    /// `found`: as it stands on the disk, if it is this installation's; `generation`: of whatever stands there.
+    pub(crate) fn new(found: Option<NodeFile>, generation: u64, boot: &BootId) -> Self {
         let (written, earlier) = match found {
             Some(file) if file.boot_id == *boot => (Some(file), None),
             other => (None, other),
@@ -59,6 +58,21 @@ impl FileState {
         self.retry_at
     }
 
+    /// Whether nobody can have got a lease in `block` that a look at the leases does not show, which was made while
+    /// the file of `seen` stood: the block is not active in the file.
+    pub(super) fn is_closed(&self, block: IpNet, seen: u64) -> bool {
+        let Some(file) = &self.written else { return self.writing.is_none() };
+        let is_settled = self.writing.is_none() && self.generation == file.generation;
+        let is_active = file.blocks.iter().any(|b| b.cidr == block && b.state == BlockState::Active);
+        is_settled && file.generation <= seen && !is_active
+    }
+
+    /// Whether the file on the disk, or the one on its way there, lists a block.
+    fn lists(&self, block: IpNet) -> bool {
+        let files = self.written.iter().chain(&self.writing);
+        files.flat_map(|file| &file.blocks).any(|listed| listed.cidr == block)
+    }
+
     pub(super) fn on_written(
         &mut self,
         now: Duration,
@@ -71,6 +85,7 @@ impl FileState {
             None => {
                 self.written = Some(file);
                 self.earlier = None;
+                self.retry_at = None;
             }
             Some(error) => {
                 out.push(Action::Report(Severity::Warn, format!("node file not written: {error}")));
@@ -129,6 +144,8 @@ impl Core {
         match own.phase {
             Phase::Claiming | Phase::Pending => OwnBlockState::Pending,
             Phase::Stranded => OwnBlockState::Stranded,
+            Phase::Leaving => OwnBlockState::Draining,
+            Phase::Active if own.returning => OwnBlockState::Draining,
             Phase::Active => match pools.usable.get(&own.pool) {
                 Some(pool) if pool.disabled => OwnBlockState::Draining,
                 Some(_) => OwnBlockState::Active,
@@ -153,7 +170,11 @@ impl Core {
             self.problems.insert("the store was wiped: apply pools and configuration again".into());
         }
         for (block, own) in &self.own {
+            let is_empty = self.usage.get(block).is_some_and(|usage| usage.leased == 0);
             if own.phase == Phase::Stranded {
+                if is_empty {
+                    continue;
+                }
                 self.problems.insert(format!("block {block} is lost, and pods live in it"));
             } else if self.state(own, pools) == OwnBlockState::Draining
                 && !pools.usable.contains_key(&own.pool)
@@ -212,7 +233,11 @@ impl Core {
         let reserved = self.file.tunnel_addresses().iter().copied().find(|address| address.is_ipv6() == v6);
         let kept = now.or(reserved).filter(|address| held.iter().any(|block| block.contains(address)));
         kept.or_else(|| {
-            let free = |block: &&IpNet| !self.usage.get(block).is_some_and(|usage| usage.first_leased);
+            // Pods can hold addresses of a block as soon as the node file lists it.
+            let free = |block: &&IpNet| match self.usage.get(block) {
+                Some(usage) => !usage.first_leased,
+                None => !self.file.lists(**block),
+            };
             held.iter().find(free).map(IpNet::network)
         })
     }
@@ -221,22 +246,26 @@ impl Core {
         if self.file.writing.is_some() || self.file.retry_at.is_some_and(|at| now < at) {
             return;
         }
+        self.file.retry_at = None;
         let Some(mut file) = self.node_file() else { return };
+        // After a failure the generations differ: what stands on the disk is not certain.
         file.generation = self.file.generation;
         if self.file.written.as_ref() == Some(&file) {
             return;
         }
         self.file.generation += 1;
         file.generation = self.file.generation;
-        self.file.retry_at = None;
         self.file.writing = Some(file.clone());
         out.push(Action::WriteNodeFile(Box::new(file)));
     }
 
     /// What the node file should be; `None` while there is nothing to say.
     fn node_file(&self) -> Option<NodeFile> {
-        if !self.is_synced() {
+        if !self.has_snapshot {
             return self.unconfirmed_file();
+        }
+        if !self.is_synced() {
+            return self.reduced_file();
         }
         let view = &self.view;
         let blocks: Vec<NodeBlock> = view.own_blocks.iter().filter_map(node_block).collect();
@@ -270,6 +299,27 @@ impl Core {
         self.away.as_ref()?;
         let earlier = self.file.earlier.clone()?;
         Some(NodeFile { boot_id: self.me.boot_id.clone(), confirmed: false, ..earlier })
+    }
+
+    /// While the configuration cannot be used: the file as it is, without the blocks that were lost.
+    fn reduced_file(&self) -> Option<NodeFile> {
+        let mut file = self.file.written.clone()?;
+        let is_held = |block: &NodeBlock| {
+            self.own.get(&block.cidr).is_some_and(|own| matches!(own.phase, Phase::Active | Phase::Leaving))
+        };
+        file.blocks.retain(is_held);
+        file.tunnel_addresses.retain(|address| file.blocks.iter().any(|block| block.cidr.contains(address)));
+        Some(file)
+    }
+
+    /// The blocks of an unconfirmed file are this node's until the store says otherwise.
+    pub(super) fn adopt_unconfirmed(&mut self) {
+        if self.has_snapshot {
+            return;
+        }
+        for (place, block) in self.unconfirmed_file().iter().flat_map(|file| &file.blocks).enumerate() {
+            self.own.entry(block.cidr).or_insert_with(|| Own::from_file(block, place));
+        }
     }
 
     fn mtu(&self) -> Option<Mtu> {

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use podway_model::cluster::{Liveness, NodeRecord, encode};
+use podway_model::cluster::{Claim, Liveness, NodeRecord, decode, encode};
 use podway_model::keys::Key;
 use podway_model::names;
 use podway_store::{Expect, StoreError, Written};
@@ -34,6 +34,8 @@ impl Core {
     /// start; a node that runs already stays, stops writing, and says so.
     pub(super) fn find_conflict(&mut self) -> Option<String> {
         self.live.in_conflict = false;
+        // Before it knows its own address this node writes nothing, and could not name both.
+        self.facts.as_ref()?;
         let stored = self.table.live.get(&self.me.node)?;
         if stored.value.instance_id == self.me.instance_id {
             self.live.held = true;
@@ -134,6 +136,18 @@ impl Core {
         }
     }
 
+    /// Whether a claim stands in the store as this node's, by this write or by an earlier one that was thought lost.
+    fn is_made(&self, result: &Result<Written, StoreError>) -> bool {
+        match result {
+            Ok(Written::Done { .. }) => true,
+            Ok(Written::Refused { found }) => {
+                let claim = found.as_ref().and_then(|entry| decode::<Claim>(&entry.value).ok());
+                claim.is_some_and(|claim| claim.instance_id == self.me.instance_id)
+            }
+            Err(_) => false,
+        }
+    }
+
     /// A write was answered.
     pub(super) fn on_written(
         &mut self,
@@ -149,7 +163,7 @@ impl Core {
             (Ok(Key::Live(_)), Ok(Written::Done { revision })) => self.live.written = Some(*revision),
             (Ok(Key::Claim(_, block)), result) => {
                 let is_claiming = self.own.get(&block).is_some_and(|own| own.phase == Phase::Claiming);
-                if is_claiming && !matches!(result, Ok(Written::Done { .. })) {
+                if is_claiming && !self.is_made(result) {
                     // If it did happen, the watch shows it and it is taken over then.
                     self.own.remove(&block);
                     self.attempt += 1;

@@ -46,7 +46,7 @@ enum Done {
     /// An event for the core.
     Event(Event),
     /// A look at the leases.
-    Look(Result<BTreeMap<IpNet, Usage>, String>),
+    Look(Result<Looked, String>),
 }
 
 /// Runs for the life of the process; publishes every change of the view. Ends only with a [`Refusal`].
@@ -100,7 +100,7 @@ pub(crate) async fn run(
                 Done::Look(result) => {
                     leases.is_looking = false;
                     match leases.on_look(result) {
-                        Some(usage) => Event::Usage(usage),
+                        Some(Looked { blocks, generation }) => Event::Usage { blocks, generation },
                         None => continue,
                     }
                 }
@@ -111,12 +111,17 @@ pub(crate) async fn run(
             }
             () = sleep_until(deadline) => Event::Tick,
         };
+        if matches!(event, Event::NodeFileWritten { .. }) {
+            // What is not offered any more can be judged now.
+            leases.look_again();
+        }
         let mut out = Vec::new();
         core.step(start.elapsed(), event, &mut out);
         for action in out {
             match action {
                 Action::Write(write) => work.push(carry_out(store.clone(), write)),
                 Action::WriteNodeFile(file) => work.push(write_node_file(&identity, *file)),
+                Action::ForgetLeases(block) => work.push(forget_leases(&identity, block)),
                 Action::Publish => drop(view.send_replace(core.view())),
                 Action::Report(Severity::Info, text) => tracing::info!("{text}"),
                 Action::Report(Severity::Warn, text) => tracing::warn!("{text}"),
@@ -136,8 +141,20 @@ struct Leases {
     problem: Option<String>,
 }
 
+/// How full the blocks are.
+struct Looked {
+    blocks: BTreeMap<IpNet, Usage>,
+    /// Of the node file that stood meanwhile.
+    generation: u64,
+}
+
 impl Leases {
-    fn on_look(&mut self, result: Result<BTreeMap<IpNet, Usage>, String>) -> Option<BTreeMap<IpNet, Usage>> {
+    /// Soon, also if a look is under way: it may have begun before.
+    fn look_again(&mut self) {
+        self.look_at = Instant::now();
+    }
+
+    fn on_look(&mut self, result: Result<Looked, String>) -> Option<Looked> {
         match result {
             Ok(usage) => {
                 self.problem = None;
@@ -199,20 +216,33 @@ fn look_at_leases(identity: &Identity, blocks: Vec<IpNet>) -> Pin<Box<dyn Future
 }
 
 /// Waits for the address lock, so it runs on a thread of its own.
-fn count_leases(
-    folder: &Path,
-    boot: &BootId,
-    file: &Path,
-    blocks: &[IpNet],
-) -> Result<BTreeMap<IpNet, Usage>, String> {
+fn count_leases(folder: &Path, boot: &BootId, file: &Path, blocks: &[IpNet]) -> Result<Looked, String> {
     let leases = LeaseStore::open(folder, boot).map_err(|error| error.to_string())?;
-    let reserved = read_node_file(file).map(|file| file.tunnel_addresses).unwrap_or_default();
+    let file = read_node_file(file).filter(|file| file.boot_id == *boot);
+    let generation = file.as_ref().map_or(0, |file| file.generation);
+    let reserved = file.map(|file| file.tunnel_addresses).unwrap_or_default();
     let count = |block: &IpNet| {
         let usage = leases.ledger().usage(*block, &reserved, since_boot());
         let first_leased = leases.ledger().holder(block.network()).is_some();
-        (*block, Usage { available: usage.available(), leased: usage.leased, first_leased })
+        let (available, leased) = (usage.available(), usage.leased);
+        (*block, Usage { available, leased, quarantined: usage.quarantined, first_leased })
     };
-    Ok(blocks.iter().map(count).collect())
+    Ok(Looked { blocks: blocks.iter().map(count).collect(), generation })
+}
+
+/// A hint is lost at most where this fails, so it is only said.
+fn forget_leases(identity: &Identity, block: IpNet) -> Pin<Box<dyn Future<Output = Done> + Send>> {
+    let (folder, boot) = (identity.ipam_dir.clone(), identity.boot_id.clone());
+    Box::pin(async move {
+        let forget = tokio::task::spawn_blocking(move || {
+            let mut leases = LeaseStore::open(&folder, &boot).map_err(|error| error.to_string())?;
+            leases.forget(block).map_err(|error| error.to_string())
+        });
+        if let Err(error) = forget.await.unwrap_or_else(|error| Err(error.to_string())) {
+            tracing::warn!("leases of block {block} not forgotten: {error}");
+        }
+        Done::Event(Event::Tick)
+    })
 }
 
 fn carry_out(store: Arc<dyn Store>, write: Write) -> Pin<Box<dyn Future<Output = Done> + Send>> {

@@ -29,6 +29,7 @@ pub(crate) struct Stored<T> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Bad {
     pub(crate) reason: String,
+    pub(crate) create: i64,
     pub(crate) modified: i64,
 }
 
@@ -80,9 +81,27 @@ impl Table {
             Err(error) => Err(error.to_string()),
         };
         if let Err(reason) = result {
-            let bad = Bad { reason, modified: entry.mod_revision };
+            let bad = Bad { reason, create: entry.create_revision, modified: entry.mod_revision };
             self.bad.insert(entry.key.clone(), bad);
+            // A good value of an earlier life of the key says nothing about this one.
+            if let Ok(Key::Claim(node, block)) = entry.key.parse() {
+                let key = (node, block);
+                if self.claims.get(&key).is_some_and(|stored| stored.create != entry.create_revision) {
+                    self.claims.remove(&key);
+                }
+            }
         }
+    }
+
+    /// Claims whose values cannot be used and never could: their keys name block and claimant all the same, so
+    /// nobody else may take the block. With their create revisions.
+    pub(crate) fn unreadable_claims(&self) -> impl Iterator<Item = (NodeName, IpNet, i64)> {
+        self.bad.iter().filter_map(|(key, bad)| match key.parse() {
+            Ok(Key::Claim(node, block)) if !self.claims.contains_key(&(node.clone(), block)) => {
+                Some((node, block, bad.create))
+            }
+            _ => None,
+        })
     }
 
     fn put_value(&mut self, key: Key, entry: &Entry) -> Result<(), podway_model::cluster::DecodeError> {
@@ -124,6 +143,37 @@ impl Table {
         }
     }
 
+    /// A key of the past that was made anew since and is gone now is past for good.
+    pub(crate) fn forget(&mut self, changes: &[Change]) {
+        for change in changes {
+            let Change::Delete { key } = change else { continue };
+            match key.parse() {
+                Ok(Key::Node(node)) => drop(self.nodes.remove(&node)),
+                Ok(Key::Claim(node, block)) => drop(self.claims.remove(&(node, block))),
+                _ => {}
+            }
+        }
+    }
+
+    /// Whether a batch of changes could take the last pool, node or claim away.
+    pub(crate) fn may_be_emptied_by(&self, changes: &[Change]) -> bool {
+        let least =
+            [self.pools.len(), self.nodes.len(), self.claims.len()].into_iter().filter(|n| *n > 0).min();
+        let deleted = changes.iter().filter(|change| matches!(change, Change::Delete { .. })).count();
+        least.is_some_and(|least| deleted >= least)
+    }
+
+    /// Whether the last pool, node or claim has gone since `before`, in a store that held all three.
+    pub(crate) fn is_emptied_since(&self, before: &Self) -> bool {
+        let was_whole = !before.pools.is_empty() && !before.nodes.is_empty() && !before.claims.is_empty();
+        was_whole && (self.pools.is_empty() || self.nodes.is_empty() || self.claims.is_empty())
+    }
+
+    /// Whether it shows that a cluster is, or was, there.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.pools.is_empty() && self.nodes.is_empty() && self.claims.is_empty()
+    }
+
     fn keep_from(&mut self, before: &Self, key: &Key) {
         fn keep<K: Ord + Clone, V: Clone>(now: &mut BTreeMap<K, V>, before: &BTreeMap<K, V>, key: &K) {
             if let Some(value) = before.get(key) {
@@ -135,7 +185,11 @@ impl Table {
             Key::Pool(name) => keep(&mut self.pools, &before.pools, name),
             Key::Node(node) => keep(&mut self.nodes, &before.nodes, node),
             Key::Claim(node, block) => {
-                keep(&mut self.claims, &before.claims, &(node.clone(), *block));
+                let place = (node.clone(), *block);
+                let create = self.bad.get(&key.to_string()).map(|bad| bad.create);
+                if before.claims.get(&place).map(|stored| stored.create) == create {
+                    keep(&mut self.claims, &before.claims, &place);
+                }
             }
             Key::Peer(name) => keep(&mut self.peers, &before.peers, name),
             Key::Reflector(node) => keep(&mut self.reflectors, &before.reflectors, node),
@@ -157,7 +211,7 @@ impl Table {
     }
 
     /// This table with what is only in `past` added: all but signs of life and holds. A claim of the past that
-    /// overlaps one of now is over.
+    /// overlaps one of now is over; one that its node is just making anew goes on as confirmed.
     pub(crate) fn with_past(&self, past: &Self) -> Self {
         fn add<K: Ord + Clone, V: Clone>(now: &mut BTreeMap<K, V>, past: &BTreeMap<K, V>) {
             for (key, value) in past {
@@ -176,7 +230,10 @@ impl Table {
         add(&mut both.reflectors, &past.reflectors);
         let now = super::claims::ClaimIndex::new(self);
         for (key, stored) in &past.claims {
-            if now.overlapping(key.1).next().is_none() {
+            if let Some(anew) = both.claims.get_mut(key) {
+                let same = anew.value.instance_id == stored.value.instance_id;
+                anew.value.confirmed |= same && stored.value.confirmed;
+            } else if now.overlapping(key.1).next().is_none() {
                 both.claims.insert(key.clone(), stored.clone());
             }
         }

@@ -14,6 +14,9 @@ use super::pools::spread;
 /// How long a written key rests if the watch does not show the result: it was changed again at once, by
 /// somebody else, and only the later change was delivered.
 const REST: Duration = Duration::from_secs(2);
+/// How long an answer is waited for. Every backend bounds its calls in less; the end of one that never came would
+/// block its key for ever.
+const ANSWER: Duration = Duration::from_secs(60);
 /// First and longest delay after a failure.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 
@@ -21,6 +24,8 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 #[derive(Debug, Default)]
 pub(crate) struct Writes {
     last_id: u64,
+    /// Time of the latest [`Writes::wake`].
+    time: Duration,
     keys: BTreeMap<String, Resting>,
 }
 
@@ -32,8 +37,8 @@ struct Resting {
 
 #[derive(Debug, PartialEq, Eq)]
 enum Until {
-    /// The write with this id is answered.
-    Answer(u64),
+    /// The write with this id is answered, or this time.
+    Answer(u64, Duration),
     /// The watch shows this revision of the key, or this time.
     Seen(i64, Duration),
     /// This time.
@@ -52,7 +57,7 @@ impl Writes {
         };
         self.last_id += 1;
         let id = self.last_id;
-        self.keys.insert(key.clone(), Resting { failures, until: Until::Answer(id) });
+        self.keys.insert(key.clone(), Resting { failures, until: Until::Answer(id, self.time + ANSWER) });
         out.push(Action::Write(Write { id, key, operation }));
         true
     }
@@ -64,7 +69,8 @@ impl Writes {
         id: u64,
         result: &Result<Written, StoreError>,
     ) -> Option<String> {
-        let (key, resting) = self.keys.iter_mut().find(|(_, r)| r.until == Until::Answer(id))?;
+        let is_it = |r: &Resting| matches!(r.until, Until::Answer(asked, _) if asked == id);
+        let (key, resting) = self.keys.iter_mut().find(|(_, r)| is_it(r))?;
         let key = key.clone();
         match result {
             Ok(Written::Done { revision }) => {
@@ -75,22 +81,21 @@ impl Writes {
                 let seen = found.as_ref().map_or(0, |entry| entry.mod_revision);
                 *resting = Resting { failures: 0, until: Until::Seen(seen, now + REST) };
             }
-            Err(_) => {
-                resting.failures = resting.failures.saturating_add(1);
-                let full = RETRY.0.saturating_mul(1 << resting.failures.min(16)).min(RETRY.1);
-                let share = spread(&[&key, &id.to_string()]) % 512;
-                let jitter = full.mul_f64(f64::from(u32::try_from(share).unwrap_or(0)) / 1024.0);
-                resting.until = Until::Time(now + full - jitter);
-            }
+            Err(_) => resting.fail(now, &key, id),
         }
         Some(key)
     }
 
     /// Wakes keys whose rest is over. `modified`: revision of a key as the watch shows it; none: it is not there.
     pub(crate) fn wake(&mut self, now: Duration, modified: impl Fn(&str) -> Option<i64>) {
+        self.time = now;
         self.keys.retain(|key, resting| {
             match resting.until {
-                Until::Answer(_) => return true,
+                Until::Answer(_, at) if now < at => return true,
+                Until::Answer(id, _) => {
+                    resting.fail(now, key, id);
+                    return true;
+                }
                 Until::Seen(revision, at) => {
                     let seen = modified(key).map_or(revision == 0, |modified| modified >= revision);
                     if !seen && now < at {
@@ -107,16 +112,27 @@ impl Writes {
 
     /// Whether a write of the key is under way or just answered.
     pub(crate) fn is_busy(&self, key: &str) -> bool {
-        self.keys.get(key).is_some_and(|r| matches!(r.until, Until::Answer(_) | Until::Seen(..)))
+        self.keys.get(key).is_some_and(|r| matches!(r.until, Until::Answer(..) | Until::Seen(..)))
     }
 
     /// When the next rest ends by time.
     pub(crate) fn deadline(&self) -> Option<Duration> {
         let times = self.keys.values().filter_map(|resting| match resting.until {
-            Until::Seen(_, at) | Until::Time(at) => Some(at),
-            Until::Answer(_) | Until::Nothing => None,
+            Until::Answer(_, at) | Until::Seen(_, at) | Until::Time(at) => Some(at),
+            Until::Nothing => None,
         });
         times.min()
+    }
+}
+
+impl Resting {
+    /// Once more, later.
+    fn fail(&mut self, now: Duration, key: &str, id: u64) {
+        self.failures = self.failures.saturating_add(1);
+        let full = RETRY.0.saturating_mul(1 << self.failures.min(16)).min(RETRY.1);
+        let share = spread(&[key, &id.to_string()]) % 512;
+        let jitter = full.mul_f64(f64::from(u32::try_from(share).unwrap_or(0)) / 1024.0);
+        self.until = Until::Time(now + full - jitter);
     }
 }
 
@@ -152,6 +168,19 @@ mod tests {
         let mut writes = Writes::default();
         let id = propose(&mut writes).unwrap();
         writes.on_answer(Duration::ZERO, id, &Ok(Written::Done { revision: 7 }));
+        writes.wake(writes.deadline().unwrap(), |_| None);
+        assert!(propose(&mut writes).is_some());
+    }
+
+    #[test]
+    fn a_write_that_is_never_answered_is_given_up_in_time_and_its_late_answer_is_nobodys() {
+        let mut writes = Writes::default();
+        let id = propose(&mut writes).unwrap();
+        writes.wake(ANSWER / 2, |_| None);
+        assert_eq!(propose(&mut writes), None);
+        writes.wake(writes.deadline().unwrap(), |_| None);
+        assert_eq!(propose(&mut writes), None, "first a pause, as after a failure");
+        assert_eq!(writes.on_answer(ANSWER, id, &Ok(Written::Done { revision: 7 })), None);
         writes.wake(writes.deadline().unwrap(), |_| None);
         assert!(propose(&mut writes).is_some());
     }

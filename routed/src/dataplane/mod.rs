@@ -33,6 +33,7 @@ pub(crate) mod mtu;
 mod notice;
 mod plan;
 mod pods;
+mod ports;
 mod reconcile;
 mod run;
 pub(crate) mod status;

@@ -5,11 +5,13 @@
 //! outlived its pod changes nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::Path;
 
+use ipnet::IpNet;
 use podway_kern::KernelError;
 use podway_kern::fib::Kernel;
-use podway_kern::rtnl::{Request, Route, RouteKey};
+use podway_kern::rtnl::{Request, Route, RouteKey, RouteKind, TABLE_LOCAL};
 use podway_model::endpoint::EndpointRecord;
 use podway_model::ids::BootId;
 use podway_model::names::{POD_ROUTE_PROTOCOL, host_ifalias};
@@ -74,6 +76,20 @@ pub(crate) fn repair(
                 interface: Some(link.index),
                 scope_link: address.is_ipv4(),
                 ..Route::to((*address).into(), POD_ROUTE_PROTOCOL)
+            };
+            if !there.contains(&route.key()) {
+                requests.push(Request::AddRoute(route));
+            }
+        }
+        // A loopback host port: several interfaces have such a route, each with a metric of its own.
+        if podway_nft::tables::serves_loopback(record, false) {
+            let loopback = IpNet::from(IpAddr::from(Ipv6Addr::LOCALHOST));
+            let route = Route {
+                kind: RouteKind::Local,
+                table: TABLE_LOCAL,
+                interface: Some(link.index),
+                metric: link.index,
+                ..Route::to(loopback, POD_ROUTE_PROTOCOL)
             };
             if !there.contains(&route.key()) {
                 requests.push(Request::AddRoute(route));

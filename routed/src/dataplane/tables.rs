@@ -1,5 +1,5 @@
-//! The nft tables of the data plane: the masquerade, whose only writer is `routed`, and the guard, which the CNI
-//! plugin may have written first and `routed` repairs.
+//! The nft tables of the data plane: the masquerade, whose only writer is `routed`; the guard, which the CNI plugin
+//! may have written first, and the CNI plugin's host ports, both of which `routed` repairs.
 //!
 //! The ruleset's generation tells whether anybody changed anything since the last look: a look costs one message
 //! as long as nobody did.
@@ -12,6 +12,7 @@ use podway_model::names::MASQ_TABLE;
 use podway_nft::{CommitError, Name, Nftables as _, TableId, TableState, Transaction, tables};
 
 use super::desired::Masquerade;
+use super::ports::HostPorts;
 
 /// How often the tables are looked at.
 pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -24,6 +25,7 @@ pub(crate) struct Tables {
     socket: NftSocket,
     /// Generation of the ruleset after the last look, and what was wanted then.
     seen: Option<(u32, Option<Masquerade>)>,
+    ports: HostPorts,
     problems: Vec<String>,
 }
 
@@ -33,7 +35,7 @@ impl Tables {
         let attempted = || "open an nftables socket".to_owned();
         let socket =
             NftSocket::open().map_err(|source| KernelError::Io { attempted: attempted(), source })?;
-        Ok(Self { socket, seen: None, problems: vec![] })
+        Ok(Self { socket, seen: None, ports: HostPorts::default(), problems: vec![] })
     }
 
     /// Makes the tables what they shall be, and says how many of them somebody else had changed. `None`: nothing
@@ -62,6 +64,7 @@ impl Tables {
             return Ok(0);
         }
         let mut repaired = usize::from(self.put(&tables::guard(&[]))? && before.is_some());
+        repaired += usize::from(self.ports.ensure(&mut self.socket)? && before.is_some());
         match &wanted {
             None => {}
             Some(None) => self.socket.commit(&Transaction::remove(&TableId::inet(MASQ)))?,

@@ -18,11 +18,13 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use ipnet::IpNet;
 
-use super::lint;
-use super::log::{Log, Segment};
+use super::encoder::{Chunks, Final, Teller, Told};
+use super::log::{Log, Pieces, Segment};
 use super::policy::GroupKey;
 use crate::config::Role;
-use crate::message::update;
+use crate::message::attribute::PathAttributes;
+use crate::message::refresh::{self, Subtype};
+use crate::message::{Nlri, update};
 use crate::rib::Path;
 use crate::types::{Families, Family};
 
@@ -38,23 +40,24 @@ pub(crate) struct Limits {
 }
 
 impl Limits {
-    pub(crate) const DEFAULT: Self = Self { log_bytes: 4 << 20, window: 128 << 10, batch: 512 };
+    pub(crate) const DEFAULT: Self = Self { log_bytes: 4 << 20, window: 256 << 10, batch: 512 };
 }
 
 /// Tail of the log, in octets, that is kept for a snapshot however small that is.
 const SNAPSHOT_TAIL: usize = 64 << 10;
 
-/// A route in the adj-RIB-out: the best path, and the role of the neighbour that it came from.
+/// A path that the decision process gives out, and the role of the neighbour that it came from.
 #[derive(Debug, Clone)]
 pub(crate) struct Out {
     pub(crate) path: Path,
     pub(crate) from: Option<Role>,
 }
 
-impl Out {
-    fn same_as(&self, other: &Self) -> bool {
-        self.path.same_as(&other.path) && self.path.learned == other.path.learned && self.from == other.from
-    }
+/// A member's wish to be told a family again (RFC 2918).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refresh {
+    Wanted,
+    Running,
 }
 
 /// Where a member stands.
@@ -62,42 +65,54 @@ impl Out {
 struct Cursor {
     snapshot: Option<(Arc<[Segment]>, usize)>,
     position: u64,
-    behind: Option<BTreeSet<IpNet>>,
+    behind: Option<BTreeSet<Nlri>>,
     /// Octets given to the shell and not written yet.
     unsent: usize,
     /// Families whose End-of-RIB is owed, and the position after which it may go; none: not known yet.
     end_of_rib: BTreeMap<Family, Option<u64>>,
+    refresh: BTreeMap<Family, Refresh>,
+    /// Refreshes stand between BoRR and EoRR (RFC 7313).
+    enhanced: bool,
 }
 
 #[derive(Debug)]
 pub(crate) struct Group {
     key: GroupKey,
     limits: Limits,
-    adj_out: BTreeMap<IpNet, Out>,
+    adj_out: BTreeMap<Nlri, Told>,
     log: Log,
     snapshot: Option<(u64, Arc<[Segment]>)>,
     members: BTreeMap<IpAddr, Cursor>,
+    next_final: u64,
 }
 
 /// Prefixes with the same attributes from the same source, and whom each was from before.
-#[derive(Default)]
 struct Batch {
-    out: Option<Out>,
-    prefixes: Vec<(IpNet, Option<Out>)>,
+    told: Arc<Final>,
+    prefixes: Vec<(Nlri, Option<Told>)>,
 }
 
 type BatchKey = (Family, Option<IpAddr>, u64);
 
 impl Group {
     pub(crate) fn new(key: GroupKey, limits: Limits) -> Self {
-        Self {
+        let mut group = Self {
             key,
             limits,
             adj_out: BTreeMap::new(),
             log: Log::default(),
             snapshot: None,
             members: BTreeMap::new(),
+            next_final: 0,
+        };
+        for family in Family::ALL {
+            group.update(std::iter::once((default_prefix(family), vec![])));
         }
+        group
+    }
+
+    pub(crate) fn key(&self) -> &GroupKey {
+        &self.key
     }
 
     pub(crate) fn members(&self) -> impl Iterator<Item = IpAddr> {
@@ -108,40 +123,47 @@ impl Group {
         self.members.is_empty()
     }
 
-    /// Takes in best paths that changed: updates the adj-RIB-out and appends to the log.
-    pub(crate) fn update(&mut self, changed: impl Iterator<Item = (IpNet, Option<Out>)>) {
+    /// Takes in destinations that changed, with their paths, the best first: updates the adj-RIB-out and appends to
+    /// the log.
+    pub(crate) fn update(&mut self, changed: impl Iterator<Item = (IpNet, Vec<Out>)>) {
         let mut batches: BTreeMap<BatchKey, Batch> = BTreeMap::new();
-        let mut withdrawn: BTreeMap<(Family, Option<IpAddr>), Vec<IpNet>> = BTreeMap::new();
+        let mut withdrawn: BTreeMap<(Family, Option<IpAddr>), Vec<Nlri>> = BTreeMap::new();
         let mut touched = vec![];
-        for (prefix, new) in changed {
+        let mut teller = Teller::new(self.next_final);
+        for (prefix, outs) in changed {
             let family = Family::of(&prefix);
-            let new = new.filter(|out| self.key.tells(family, &out.path, out.from));
-            let old = self.adj_out.get(&prefix);
-            match (old, new) {
-                (None, None) => continue,
-                (Some(old), Some(new)) if old.same_as(&new) => continue,
-                (Some(old), None) => {
-                    withdrawn.entry((family, old.path.source())).or_default().push(prefix);
-                    self.adj_out.remove(&prefix);
-                }
-                (_, Some(new)) => {
-                    let key = (family, new.path.source(), new.path.attributes.id);
-                    let batch = batches.entry(key).or_default();
-                    batch.out = Some(new.clone());
-                    let old = self.adj_out.insert(prefix, new);
-                    batch.prefixes.push((prefix, old));
+            let new = self.told(&mut teller, &prefix, &outs);
+            let all = Nlri { prefix, id: 0 }..=Nlri { prefix, id: u32::MAX };
+            let gone: Vec<Nlri> =
+                self.adj_out.range(all).map(|(nlri, _)| *nlri).filter(|n| !new.contains_key(n)).collect();
+            for nlri in gone {
+                if let Some(old) = self.adj_out.remove(&nlri) {
+                    withdrawn.entry((family, old.source())).or_default().push(nlri);
+                    touched.push(nlri);
                 }
             }
-            touched.push(prefix);
+            for (nlri, told) in new {
+                if self.adj_out.get(&nlri).is_some_and(|old| old.same_as(&told)) {
+                    continue;
+                }
+                let (key, last) = ((family, told.source(), told.last.id), Arc::clone(&told.last));
+                let old = self.adj_out.insert(nlri, told);
+                let batch = batches.entry(key).or_insert_with(|| Batch { told: last, prefixes: vec![] });
+                batch.prefixes.push((nlri, old));
+                touched.push(nlri);
+            }
         }
+        self.next_final = teller.next;
+        let mut chunks = Chunks::default();
         for ((family, source, _), batch) in batches {
-            self.append_announcement(family, source, batch, &mut withdrawn);
+            self.append_announcement(&mut chunks, (family, source), batch, &mut withdrawn);
         }
         for ((_, source), prefixes) in withdrawn {
-            let bytes = self.encode(|out| update::withdraw(out, &prefixes));
-            let segment = Segment { source, bytes, for_source: Bytes::new(), prefixes: prefixes.into() };
-            self.log.push(segment);
+            let from = chunks.begin();
+            update::withdraw(&mut chunks.bytes, &prefixes, &self.key.encoding);
+            chunks.end(&self.key, source, from, Bytes::new(), prefixes.into());
         }
+        chunks.finish().into_iter().for_each(|segment| self.log.push(segment));
         let end = self.log.end();
         for cursor in self.members.values_mut() {
             if let Some(behind) = &mut cursor.behind {
@@ -151,81 +173,102 @@ impl Group {
         }
     }
 
+    /// What the group is told of a destination.
+    fn told(&self, teller: &mut Teller, prefix: &IpNet, outs: &[Out]) -> BTreeMap<Nlri, Told> {
+        let family = Family::of(prefix);
+        let several = self.key.encoding.add_path.contains(family);
+        if *prefix == default_prefix(family)
+            && let Some(attributes) = self.key.default_route(family)
+        {
+            let nlri = Nlri { prefix: *prefix, id: u32::from(several) };
+            return BTreeMap::from([(nlri, Told::own(teller.keep(attributes)))]);
+        }
+        // Without add-path, what cannot be told of the best path is told of none: the others are not in use here.
+        let considered = if several { outs } else { &outs[..outs.len().min(1)] };
+        let mut all = BTreeMap::new();
+        for out in considered {
+            if all.len() == self.key.paths_of(family) {
+                break;
+            }
+            if let Some(last) = teller.tell(&self.key, prefix, out) {
+                let id = if several { out.path.our_id } else { 0 };
+                all.insert(Nlri { prefix: *prefix, id }, Told::new(out, last));
+            }
+        }
+        all
+    }
+
     fn append_announcement(
         &mut self,
-        family: Family,
-        source: Option<IpAddr>,
+        chunks: &mut Chunks,
+        (family, source): (Family, Option<IpAddr>),
         batch: Batch,
-        withdrawn: &mut BTreeMap<(Family, Option<IpAddr>), Vec<IpNet>>,
+        withdrawn: &mut BTreeMap<(Family, Option<IpAddr>), Vec<Nlri>>,
     ) {
-        let Some(out) = batch.out else { return };
-        let prefixes: Vec<IpNet> = batch.prefixes.iter().map(|(prefix, _)| *prefix).collect();
-        if let Some(bytes) = self.encode_announcement(family, &out, &prefixes) {
+        let prefixes: Vec<Nlri> = batch.prefixes.iter().map(|(nlri, _)| *nlri).collect();
+        let encoding = &self.key.encoding;
+        let from = chunks.begin();
+        if update::announce(&mut chunks.bytes, &batch.told.attributes, &prefixes, encoding).is_ok() {
             // The source was told of the route while it was another's: now it has it itself.
-            let told_before = |(prefix, old): &(IpNet, Option<Out>)| {
-                old.as_ref().is_some_and(|old| old.path.source() != source).then_some(*prefix)
+            let told_before = |(nlri, old): &(Nlri, Option<Told>)| {
+                old.as_ref().is_some_and(|old| old.source() != source).then_some(*nlri)
             };
-            let from_source: Vec<IpNet> = batch.prefixes.iter().filter_map(told_before).collect();
-            let for_source = match source {
-                Some(_) => self.encode(|out| update::withdraw(out, &from_source)),
-                None => Bytes::new(),
-            };
-            self.log.push(Segment { source, bytes, for_source, prefixes: prefixes.into() });
+            let mut for_source = BytesMut::new();
+            if source.is_some() {
+                let told: Vec<Nlri> = batch.prefixes.iter().filter_map(told_before).collect();
+                update::withdraw(&mut for_source, &told, encoding);
+            }
+            chunks.end(&self.key, source, from, for_source.freeze(), prefixes.into());
             return;
         }
         // What does not fit on the way out is withdrawn: an older route must not stay in its place.
-        for (prefix, old) in batch.prefixes {
-            self.adj_out.remove(&prefix);
+        for (nlri, old) in batch.prefixes {
+            self.adj_out.remove(&nlri);
             if let Some(old) = old {
-                withdrawn.entry((family, old.path.source())).or_default().push(prefix);
+                withdrawn.entry((family, old.source())).or_default().push(nlri);
             }
         }
     }
 
-    /// None: the attributes leave no room for a prefix.
-    fn encode_announcement(&self, family: Family, out: &Out, prefixes: &[IpNet]) -> Option<Bytes> {
-        let attributes = self.key.attributes(family, &out.path, out.from);
-        let mut bytes = BytesMut::new();
-        update::announce(&mut bytes, &attributes, prefixes, self.key.four_octet_as).ok()?;
-        debug_assert_eq!(lint::check(&bytes, &self.key), Ok(()));
-        Some(bytes.freeze())
-    }
-
-    fn encode(&self, write: impl FnOnce(&mut BytesMut)) -> Bytes {
-        let mut bytes = BytesMut::new();
-        write(&mut bytes);
-        debug_assert_eq!(lint::check(&bytes, &self.key), Ok(()));
-        bytes.freeze()
-    }
-
     /// A new member: the snapshot, then the log. End-of-RIB follows for the families in `settled`, and for the
     /// others when [`Group::settle`] says so.
-    pub(crate) fn join(&mut self, member: IpAddr, families: Families, settled: Families) {
+    pub(crate) fn join(&mut self, member: IpAddr, families: Families, settled: Families, enhanced: bool) {
         let (position, snapshot) = self.snapshot();
         let end = self.log.end();
         let end_of_rib =
             families.iter().map(|family| (family, settled.contains(family).then_some(end))).collect();
-        let cursor = Cursor { snapshot: Some((snapshot, 0)), position, behind: None, unsent: 0, end_of_rib };
+        let refresh = BTreeMap::new();
+        let snapshot = Some((snapshot, 0));
+        let cursor = Cursor { snapshot, position, behind: None, unsent: 0, end_of_rib, refresh, enhanced };
         self.members.insert(member, cursor);
     }
 
     /// A member that comes from another group, in which it was told of `told`.
-    pub(crate) fn join_from(&mut self, member: IpAddr, told: BTreeSet<IpNet>, unsent: usize) {
-        let mut behind = told;
+    pub(crate) fn join_from(&mut self, member: IpAddr, moved: Moved) {
+        let mut behind = moved.told;
         behind.extend(self.adj_out.keys());
         let position = self.log.end();
-        let cursor =
-            Cursor { snapshot: None, position, behind: Some(behind), unsent, end_of_rib: BTreeMap::new() };
+        let later = |position: Option<u64>| position.map(|_| self.log.end());
+        let end_of_rib = moved.end_of_rib.into_iter().map(|(family, at)| (family, later(at))).collect();
+        let (unsent, enhanced) = (moved.unsent, moved.enhanced);
+        let (snapshot, behind, refresh) = (None, Some(behind), BTreeMap::new());
+        let cursor = Cursor { snapshot, position, behind, unsent, end_of_rib, refresh, enhanced };
         self.members.insert(member, cursor);
     }
 
-    /// Takes a member out; returns the octets that it has not written yet, and the prefixes that it may know.
-    pub(crate) fn leave(&mut self, member: IpAddr) -> Option<(usize, BTreeSet<IpNet>)> {
+    /// Takes a member out for good.
+    pub(crate) fn leave(&mut self, member: IpAddr) {
+        self.members.remove(&member);
+    }
+
+    /// Takes a member out that goes to another group.
+    pub(crate) fn move_out(&mut self, member: IpAddr) -> Option<Moved> {
         let cursor = self.members.remove(&member)?;
-        let mut told: BTreeSet<IpNet> = self.adj_out.keys().copied().collect();
+        let mut told: BTreeSet<Nlri> = self.adj_out.keys().copied().collect();
         told.extend(cursor.behind.into_iter().flatten());
         told.extend(self.log.from(cursor.position).flat_map(|segment| segment.prefixes.iter().copied()));
-        Some((cursor.unsent, told))
+        let (unsent, enhanced) = (cursor.unsent, cursor.enhanced);
+        Some(Moved { unsent, told, end_of_rib: cursor.end_of_rib, enhanced })
     }
 
     /// The whole present state as segments. It is reused while the log still reaches back to it.
@@ -240,17 +283,21 @@ impl Group {
         (self.log.end(), snapshot)
     }
 
-    fn segments_of<'a>(&self, routes: impl Iterator<Item = (&'a IpNet, &'a Out)>) -> Vec<Segment> {
-        let mut batches: BTreeMap<BatchKey, (&Out, Vec<IpNet>)> = BTreeMap::new();
-        for (prefix, out) in routes {
-            let key = (Family::of(prefix), out.path.source(), out.path.attributes.id);
-            batches.entry(key).or_insert((out, vec![])).1.push(*prefix);
+    fn segments_of<'a>(&self, routes: impl Iterator<Item = (&'a Nlri, &'a Told)>) -> Vec<Segment> {
+        let mut batches: BTreeMap<BatchKey, (&PathAttributes, Vec<Nlri>)> = BTreeMap::new();
+        for (nlri, told) in routes {
+            let key = (Family::of(&nlri.prefix), told.source(), told.last.id);
+            batches.entry(key).or_insert((&told.last.attributes, vec![])).1.push(*nlri);
         }
-        let encode = |((family, source, _), (out, prefixes)): (BatchKey, (&Out, Vec<IpNet>))| {
-            let bytes = self.encode_announcement(family, out, &prefixes)?;
-            Some(Segment { source, bytes, for_source: Bytes::new(), prefixes: prefixes.into() })
-        };
-        batches.into_iter().filter_map(encode).collect()
+        let mut chunks = Chunks::default();
+        for ((_, source, _), (attributes, prefixes)) in batches {
+            let from = chunks.begin();
+            // What stands in the adj-RIB-out has been encoded before, so it fits.
+            if update::announce(&mut chunks.bytes, attributes, &prefixes, &self.key.encoding).is_ok() {
+                chunks.end(&self.key, source, from, Bytes::new(), prefixes.into());
+            }
+        }
+        chunks.finish()
     }
 
     /// The initial tables of `family` are complete: its End-of-RIB may go after what stands in the log now.
@@ -265,11 +312,8 @@ impl Group {
 
     /// A member wants to be told all of `family` again (RFC 2918).
     pub(crate) fn refresh(&mut self, member: IpAddr, family: Family) {
-        let again: Vec<IpNet> =
-            self.adj_out.keys().filter(|prefix| Family::of(prefix) == family).copied().collect();
-        self.fall_behind(member);
-        if let Some(behind) = self.members.get_mut(&member).and_then(|cursor| cursor.behind.as_mut()) {
-            behind.extend(again);
+        if let Some(cursor) = self.members.get_mut(&member) {
+            cursor.refresh.insert(family, Refresh::Wanted);
         }
     }
 
@@ -295,63 +339,14 @@ impl Group {
     }
 
     /// What a member can be sent now.
-    pub(crate) fn pull(&mut self, member: IpAddr, out: &mut Vec<Bytes>) {
-        let Some(mut cursor) = self.members.remove(&member) else { return };
-        while cursor.unsent < self.limits.window {
-            let Some(bytes) = self.next_for(member, &mut cursor) else { break };
-            cursor.unsent += bytes.len();
-            if !bytes.is_empty() {
-                out.push(bytes);
-            }
-        }
-        self.members.insert(member, cursor);
-    }
-
-    /// The next octets for a member (none at all for a segment of its own), or `None` if it knows everything.
-    fn next_for(&self, member: IpAddr, cursor: &mut Cursor) -> Option<Bytes> {
-        if let Some((segments, at)) = &mut cursor.snapshot {
-            if let Some(segment) = segments.get(*at) {
-                *at += 1;
-                return Some(segment.for_reader(member).clone());
-            }
-            cursor.snapshot = None;
-        }
-        if let Some(behind) = &mut cursor.behind {
-            if !behind.is_empty() {
-                return Some(self.catch_up(member, behind));
-            }
-            cursor.behind = None;
-        }
-        let due = |(_, position): &(&Family, &Option<u64>)| position.is_some_and(|p| cursor.position >= p);
-        if let Some(family) = cursor.end_of_rib.iter().find(due).map(|(family, _)| *family) {
-            cursor.end_of_rib.remove(&family);
-            return Some(self.encode(|out| update::end_of_rib(out, family)));
-        }
-        let segment = self.log.segment(cursor.position)?;
-        cursor.position += 1;
-        Some(segment.for_reader(member).clone())
-    }
-
-    /// Encodes the present state of some of the prefixes in `behind`, and takes them out.
-    fn catch_up(&self, member: IpAddr, behind: &mut BTreeSet<IpNet>) -> Bytes {
-        let mut routes = vec![];
-        let mut gone: BTreeMap<Family, Vec<IpNet>> = BTreeMap::new();
-        for _ in 0..self.limits.batch {
-            let Some(prefix) = behind.pop_first() else { break };
-            match self.adj_out.get_key_value(&prefix) {
-                Some((prefix, out)) if out.path.source() != Some(member) => routes.push((prefix, out)),
-                _ => gone.entry(Family::of(&prefix)).or_default().push(prefix),
-            }
-        }
-        let families = self.key.families;
-        let mut bytes = BytesMut::new();
-        for (_, prefixes) in gone.iter().filter(|(family, _)| families.contains(**family)) {
-            update::withdraw(&mut bytes, prefixes);
-        }
-        for segment in self.segments_of(routes.into_iter()) {
-            bytes.extend_from_slice(&segment.bytes);
-        }
-        bytes.freeze()
+    pub(crate) fn pull(&mut self, member: IpAddr) -> Vec<Bytes> {
+        let Self { key, limits, adj_out, log, members, .. } = self;
+        let Some(cursor) = members.get_mut(&member) else { return vec![] };
+        let view = View { key, limits, adj_out, log };
+        let mut pieces = Pieces::default();
+        while cursor.unsent + pieces.len() < limits.window && view.next_for(member, cursor, &mut pieces) {}
+        cursor.unsent += pieces.len();
+        pieces.finish()
     }
 
     /// Forgets what everybody has read, and makes members that read too slowly fall behind.
@@ -364,7 +359,7 @@ impl Group {
             if let Some((_, snapshot)) = &self.snapshot {
                 // The tail behind a snapshot may grow as long as the snapshot: so it is made anew only when the
                 // state has doubled, however many join meanwhile.
-                let size: usize = snapshot.iter().map(|segment| segment.bytes.len()).sum();
+                let size: usize = snapshot.iter().map(|segment| segment.to - segment.from).sum();
                 if self.log.bytes() > size.max(SNAPSHOT_TAIL) {
                     self.snapshot = None;
                     continue;
@@ -386,8 +381,127 @@ impl Group {
         }
     }
 
-    /// Prefixes that a member has been told, when it has read all.
+    /// Paths that a member has been told, when it has read all.
     pub(crate) fn advertised(&self, member: IpAddr) -> usize {
-        self.adj_out.values().filter(|out| out.path.source() != Some(member)).count()
+        self.adj_out.values().filter(|told| told.source() != Some(member)).count()
+    }
+
+    /// What a member has been told, when it has read all.
+    pub(crate) fn told_to(&self, member: IpAddr) -> impl Iterator<Item = (&Nlri, &PathAttributes)> {
+        let theirs = move |(_, told): &(&Nlri, &Told)| told.source() != Some(member);
+        self.adj_out.iter().filter(theirs).map(|(nlri, told)| (nlri, &told.last.attributes))
+    }
+}
+
+/// What a member takes along to another group.
+#[derive(Debug)]
+pub(crate) struct Moved {
+    unsent: usize,
+    /// What it may have been told of.
+    told: BTreeSet<Nlri>,
+    end_of_rib: BTreeMap<Family, Option<u64>>,
+    enhanced: bool,
+}
+
+/// What a group's members read from.
+struct View<'a> {
+    key: &'a GroupKey,
+    limits: &'a Limits,
+    adj_out: &'a BTreeMap<Nlri, Told>,
+    log: &'a Log,
+}
+
+impl View<'_> {
+    /// The next octets for a member; false: it knows everything.
+    fn next_for(&self, member: IpAddr, cursor: &mut Cursor, pieces: &mut Pieces) -> bool {
+        if let Some((segments, at)) = &mut cursor.snapshot {
+            if let Some(segment) = segments.get(*at) {
+                *at += 1;
+                pieces.push_segment(segment, member);
+                return true;
+            }
+            cursor.snapshot = None;
+        }
+        if let Some(behind) = &mut cursor.behind {
+            if !behind.is_empty() {
+                pieces.push(self.catch_up(member, behind));
+                return true;
+            }
+            cursor.behind = None;
+        }
+        let running = |(_, state): &(&Family, &Refresh)| **state == Refresh::Running;
+        if let Some(family) = cursor.refresh.iter().find(running).map(|(family, _)| *family) {
+            cursor.refresh.remove(&family);
+            if cursor.enhanced {
+                pieces.push(refresh::encode(Subtype::End, family));
+            }
+            return true;
+        }
+        let due = |(_, position): &(&Family, &Option<u64>)| position.is_some_and(|p| cursor.position >= p);
+        if let Some(family) = cursor.end_of_rib.iter().find(due).map(|(family, _)| *family) {
+            cursor.end_of_rib.remove(&family);
+            let mut out = BytesMut::new();
+            update::end_of_rib(&mut out, family);
+            pieces.push(out.freeze());
+            return true;
+        }
+        if let Some(segment) = self.log.segment(cursor.position) {
+            cursor.position += 1;
+            pieces.push_segment(segment, member);
+            return true;
+        }
+        self.begin_refresh(cursor, pieces)
+    }
+
+    /// The member has read all: a refresh that it wants begins. RFC 7313 section 4: no BoRR before the End-of-RIB.
+    fn begin_refresh(&self, cursor: &mut Cursor, pieces: &mut Pieces) -> bool {
+        let Cursor { refresh, end_of_rib, enhanced, .. } = cursor;
+        let may = |(family, _): &(&Family, &mut Refresh)| !*enhanced || !end_of_rib.contains_key(family);
+        let Some((family, state)) = refresh.iter_mut().find(may) else { return false };
+        *state = Refresh::Running;
+        if *enhanced {
+            pieces.push(refresh::encode(Subtype::Begin, *family));
+        }
+        let all = self.adj_out.keys().filter(|nlri| Family::of(&nlri.prefix) == *family);
+        cursor.behind = Some(all.copied().collect());
+        true
+    }
+
+    /// Encodes the present state of some of the prefixes in `behind`, and takes them out.
+    fn catch_up(&self, member: IpAddr, behind: &mut BTreeSet<Nlri>) -> Bytes {
+        let mut routes: BTreeMap<BatchKey, (&PathAttributes, Vec<Nlri>)> = BTreeMap::new();
+        let mut gone: BTreeMap<Family, Vec<Nlri>> = BTreeMap::new();
+        for _ in 0..self.limits.batch {
+            let Some(nlri) = behind.pop_first() else { break };
+            let family = Family::of(&nlri.prefix);
+            match self.adj_out.get(&nlri) {
+                Some(told) if told.source() != Some(member) => {
+                    let key = (family, told.source(), told.last.id);
+                    routes.entry(key).or_insert((&told.last.attributes, vec![])).1.push(nlri);
+                }
+                _ => gone.entry(family).or_default().push(nlri),
+            }
+        }
+        let mut chunks = Chunks::default();
+        for (_, prefixes) in gone.into_iter().filter(|(family, _)| self.key.families.contains(*family)) {
+            let from = chunks.begin();
+            update::withdraw(&mut chunks.bytes, &prefixes, &self.key.encoding);
+            chunks.check(self.key, None, from);
+        }
+        for ((_, source, _), (attributes, prefixes)) in routes {
+            let from = chunks.begin();
+            // What stands in the adj-RIB-out has been encoded before, so it fits.
+            let _ = update::announce(&mut chunks.bytes, attributes, &prefixes, &self.key.encoding);
+            chunks.check(self.key, source, from);
+        }
+        chunks.bytes.freeze()
+    }
+}
+
+/// The destination of everything.
+fn default_prefix(family: Family) -> IpNet {
+    match family {
+        Family::Ipv4 => IpNet::V4(ipnet::Ipv4Net::default()),
+        Family::Ipv6 => IpNet::V6(ipnet::Ipv6Net::default()),
     }
 }

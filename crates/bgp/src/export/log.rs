@@ -4,29 +4,85 @@ use std::collections::VecDeque;
 use std::net::IpAddr;
 
 use bytes::Bytes;
-use ipnet::IpNet;
 
-/// Whole messages about some prefixes of one source.
+use crate::message::Nlri;
+
+/// Whole messages about some prefixes of one source. What was encoded together lies in one chunk, so that a reader of
+/// many segments gets few pieces.
 #[derive(Debug, Clone)]
 pub(crate) struct Segment {
     /// The neighbour that the routes come from: it is not told its own.
     pub(crate) source: Option<IpAddr>,
-    /// What all others are told.
-    pub(crate) bytes: Bytes,
+    /// Where its octets lie.
+    pub(crate) chunk: Bytes,
+    /// What all others are told: from here in the chunk
+    pub(crate) from: usize,
+    /// to here.
+    pub(crate) to: usize,
     /// What the source is told: the withdrawal of what it was told before it had the route itself.
     pub(crate) for_source: Bytes,
     /// The prefixes it is about.
-    pub(crate) prefixes: Box<[IpNet]>,
+    pub(crate) prefixes: Box<[Nlri]>,
 }
 
 impl Segment {
-    /// What `reader` is told.
-    pub(crate) fn for_reader(&self, reader: IpAddr) -> &Bytes {
-        if self.source == Some(reader) { &self.for_source } else { &self.bytes }
+    fn weight(&self) -> usize {
+        self.to - self.from + self.for_source.len()
+    }
+}
+
+/// Collects what a reader is told, joining what lies together.
+#[derive(Debug, Default)]
+pub(crate) struct Pieces {
+    run: Option<(Bytes, usize, usize)>,
+    done: Vec<Bytes>,
+    len: usize,
+}
+
+impl Pieces {
+    /// Octets so far.
+    pub(crate) fn len(&self) -> usize {
+        self.len
     }
 
-    fn weight(&self) -> usize {
-        self.bytes.len() + self.for_source.len()
+    /// What `reader` is told of a segment.
+    pub(crate) fn push_segment(&mut self, segment: &Segment, reader: IpAddr) {
+        if segment.source == Some(reader) {
+            return self.push(segment.for_source.clone());
+        }
+        self.len += segment.to - segment.from;
+        match &mut self.run {
+            Some((chunk, _, to)) if *to == segment.from && chunk.as_ptr() == segment.chunk.as_ptr() => {
+                *to = segment.to;
+            }
+            _ => {
+                self.end_run();
+                self.run = Some((segment.chunk.clone(), segment.from, segment.to));
+            }
+        }
+    }
+
+    /// Octets of its own.
+    pub(crate) fn push(&mut self, bytes: Bytes) {
+        if !bytes.is_empty() {
+            self.end_run();
+            self.len += bytes.len();
+            self.done.push(bytes);
+        }
+    }
+
+    fn end_run(&mut self) {
+        if let Some((chunk, from, to)) = self.run.take()
+            && from < to
+        {
+            self.done.push(chunk.slice(from..to));
+        }
+    }
+
+    /// All of it, in order.
+    pub(crate) fn finish(mut self) -> Vec<Bytes> {
+        self.end_run();
+        self.done
     }
 }
 

@@ -4,6 +4,7 @@
 //! append-only log of immutable segments ([`log`]); a neighbour is a cursor into that log. [`policy`] says what a
 //! group is told, [`lint`] checks in debug builds that nothing leaves that the rules forbid.
 
+pub(crate) mod encoder;
 pub(crate) mod group;
 pub(crate) mod lint;
 pub(crate) mod log;

@@ -127,6 +127,41 @@ impl AsPath {
         }
     }
 
+    /// Whether there are confederation segments.
+    pub(super) fn has_confederations(&self) -> bool {
+        self.0.iter().any(|s| matches!(s.kind, SegmentKind::ConfedSequence | SegmentKind::ConfedSet))
+    }
+
+    /// The numbers of all sequences, in order.
+    pub fn sequence(&self) -> impl Iterator<Item = u32> + '_ {
+        let sequences = self.0.iter().filter(|segment| segment.kind == SegmentKind::Sequence);
+        sequences.flat_map(|segment| segment.asns.iter().copied())
+    }
+
+    /// How often `asn` stands in the path.
+    pub fn count(&self, asn: u32) -> usize {
+        self.0.iter().flat_map(|segment| &segment.asns).filter(|other| **other == asn).count()
+    }
+
+    /// The AS in which the route was originated: the last of a trailing sequence. `None`: our own AS, or a set.
+    pub fn origin(&self) -> Option<u32> {
+        let last = self.0.last().filter(|last| last.kind == SegmentKind::Sequence)?;
+        last.asns.last().copied()
+    }
+
+    /// Takes numbers out for which `gone` holds, and with them segments that become empty.
+    pub fn remove(&mut self, gone: impl Fn(u32) -> bool) {
+        self.0.iter_mut().for_each(|segment| segment.asns.retain(|asn| !gone(*asn)));
+        self.0.retain(|segment| !segment.asns.is_empty());
+    }
+
+    /// Puts one number in the place of another.
+    pub fn replace(&mut self, old: u32, new: u32) {
+        for asn in self.0.iter_mut().flat_map(|segment| &mut segment.asns).filter(|asn| **asn == old) {
+            *asn = new;
+        }
+    }
+
     /// Takes confederation segments out: they must not be in an AS4_PATH (RFC 6793 section 3).
     pub(super) fn without_confederations(&self) -> Self {
         let keep = |s: &&Segment| matches!(s.kind, SegmentKind::Set | SegmentKind::Sequence);
@@ -142,6 +177,7 @@ impl AsPath {
         }
         let mut missing = have - later;
         let mut merged: Vec<Segment> = vec![];
+        let mut cut = false;
         for segment in self.0 {
             match segment.kind {
                 SegmentKind::ConfedSequence | SegmentKind::ConfedSet => merged.push(segment),
@@ -153,15 +189,17 @@ impl AsPath {
                 SegmentKind::Sequence => {
                     let take = missing.min(segment.asns.len());
                     missing -= take;
+                    cut = take < segment.asns.len();
                     merged.push(Segment { kind: segment.kind, asns: segment.asns[..take].to_vec() });
                 }
             }
         }
-        for segment in &as4.0 {
+        for (at, segment) in as4.0.iter().enumerate() {
             match merged.last_mut() {
                 // One sequence went in, one sequence comes out.
                 Some(last)
-                    if last.kind == SegmentKind::Sequence
+                    if at == 0
+                        && cut
                         && segment.kind == SegmentKind::Sequence
                         && last.asns.len() + segment.asns.len() <= 255 =>
                 {

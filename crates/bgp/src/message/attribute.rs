@@ -9,6 +9,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use bytes::{BufMut, Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
 
 pub use super::as_path::{AsPath, Segment, SegmentKind};
 use super::open::AS_TRANS;
@@ -57,8 +58,12 @@ pub mod kind {
     pub const AS4_PATH: u8 = 17;
     /// AS4_AGGREGATOR (RFC 6793).
     pub const AS4_AGGREGATOR: u8 = 18;
+    /// IPv6 Address Specific Extended Communities (RFC 5701).
+    pub const IPV6_EXTENDED_COMMUNITIES: u8 = 25;
     /// LARGE_COMMUNITY (RFC 8092).
     pub const LARGE_COMMUNITIES: u8 = 32;
+    /// Only to Customer (RFC 9234).
+    pub const OTC: u8 = 35;
 }
 
 /// NO_EXPORT (RFC 1997): not to leave the AS.
@@ -68,8 +73,15 @@ pub const NO_ADVERTISE: u32 = 0xffff_ff02;
 /// NO_EXPORT_SUBCONFED (RFC 1997): not to any external peer; without confederations the same as NO_EXPORT.
 pub const NO_EXPORT_SUBCONFED: u32 = 0xffff_ff03;
 
+/// GRACEFUL_SHUTDOWN (RFC 8326): the sender is about to go, prefer anything else.
+pub const GRACEFUL_SHUTDOWN: u32 = 0xffff_0000;
+/// LLGR_STALE (RFC 9494): kept over a long restart, prefer anything else.
+pub const LLGR_STALE: u32 = 0xffff_0006;
+/// NO_LLGR (RFC 9494): not to be kept over a long restart.
+pub const NO_LLGR: u32 = 0xffff_0007;
+
 /// ORIGIN. The order is that of preference.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[repr(u8)]
 pub enum Origin {
     /// From within the AS.
@@ -154,6 +166,57 @@ impl PathAttributes {
             .any(|other| other.value.chunks_exact(4).any(|chunk| chunk == wanted))
     }
 
+    /// The value of an attribute that is kept as it came.
+    pub fn other(&self, kind: u8) -> Option<&Opaque> {
+        self.others.iter().find(|other| other.kind == kind)
+    }
+
+    /// Puts an attribute in, in its place by type; an empty value takes it out.
+    pub fn set_other(&mut self, kind: u8, value: Bytes) {
+        let at = self.others.partition_point(|other| other.kind < kind);
+        let there = self.others.get(at).is_some_and(|other| other.kind == kind);
+        match (there, value.is_empty()) {
+            (true, true) => drop(self.others.remove(at)),
+            // RFC 4271 section 5: who changes a value may clear the Partial bit only if it made the attribute.
+            (true, false) => self.others[at].value = value,
+            (false, true) => {}
+            (false, false) => {
+                let flags = flag::OPTIONAL | flag::TRANSITIVE;
+                self.others.insert(at, Opaque { kind, flags, value });
+            }
+        }
+    }
+
+    /// The members of a list of communities, each `N` octets.
+    pub fn members<const N: usize>(&self, kind: u8) -> impl Iterator<Item = [u8; N]> + '_ {
+        let value = self.other(kind).map_or(&[][..], |other| &other.value[..]);
+        value.chunks_exact(N).filter_map(|chunk| chunk.try_into().ok())
+    }
+
+    /// Adds a member to a list of communities, if it is not there: sorted by value (RFC 8092 section 5 asks for a
+    /// canonical form, the others do not mind).
+    pub fn add_member<const N: usize>(&mut self, kind: u8, member: [u8; N]) {
+        let mut all: Vec<[u8; N]> = self.members(kind).collect();
+        if !all.contains(&member) {
+            let at = all.partition_point(|other| *other < member);
+            all.insert(at, member);
+            self.set_other(kind, Bytes::from(all.concat()));
+        }
+    }
+
+    /// Takes members out of a list of communities.
+    pub fn remove_members<const N: usize>(&mut self, kind: u8, gone: impl Fn(&[u8; N]) -> bool) {
+        if self.members::<N>(kind).any(|member| gone(&member)) {
+            let kept: Vec<[u8; N]> = self.members(kind).filter(|member| !gone(member)).collect();
+            self.set_other(kind, Bytes::from(kept.concat()));
+        }
+    }
+
+    /// Only to Customer (RFC 9234): the AS that said so.
+    pub fn only_to_customer(&self) -> Option<u32> {
+        self.members(kind::OTC).next().map(u32::from_be_bytes)
+    }
+
     /// Writes all attributes, in the order of their types (RFC 4271 section 5), save MP_REACH_NLRI and, unless
     /// `with_next_hop`, NEXT_HOP.
     pub(super) fn write(&self, out: &mut BytesMut, four_octet: bool, with_next_hop: bool) {
@@ -172,9 +235,10 @@ impl PathAttributes {
             write_one(out, flag::TRANSITIVE, kind::ATOMIC_AGGREGATE, |_| {});
         }
         self.write_aggregator(out, four_octet);
-        let (communities, later): (Vec<_>, Vec<_>) =
-            self.others.iter().partition(|other| other.kind <= kind::COMMUNITIES);
-        communities.into_iter().for_each(|other| write_opaque(out, other));
+        let (communities, later) =
+            self.others.split_at(self.others.partition_point(|other| other.kind <= kind::COMMUNITIES));
+        let (before_as4, later) = later.split_at(later.partition_point(|other| other.kind < kind::AS4_PATH));
+        communities.iter().for_each(|other| write_opaque(out, other));
         if let Some(originator) = self.originator_id {
             write_one(out, flag::OPTIONAL, kind::ORIGINATOR_ID, |out| out.put_slice(&originator.octets()));
         }
@@ -183,10 +247,11 @@ impl PathAttributes {
                 self.cluster_list.iter().for_each(|cluster| out.put_slice(&cluster.octets()));
             });
         }
-        later.into_iter().for_each(|other| write_opaque(out, other));
+        before_as4.iter().for_each(|other| write_opaque(out, other));
         if !four_octet {
             self.write_as4(out);
         }
+        later.iter().for_each(|other| write_opaque(out, other));
     }
 
     fn write_aggregator(&self, out: &mut BytesMut, four_octet: bool) {

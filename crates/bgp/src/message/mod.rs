@@ -7,14 +7,12 @@
 //! ```
 //!
 //! Decode errors are data: a [`Notification`] where RFC 4271 or 7606 wants the session reset, faults with their
-//! treatment in [`update::Update`] where it does not. Nothing here panics on any input (`tests/decoders.rs`).
+//! treatment in [`update::Update`] where it does not. Nothing here panics on any input (`tests/codec.rs`).
 //!
-//! Not here: extended messages (RFC 8654) and add-path (RFC 7911) are not negotiated by this version.
-
 mod as_path;
 pub mod attribute;
 pub mod capability;
-mod nlri;
+pub(crate) mod nlri;
 pub mod notification;
 pub mod open;
 pub mod refresh;
@@ -23,6 +21,7 @@ mod walk;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
+pub use nlri::Nlri;
 pub use notification::Notification;
 use notification::code;
 
@@ -30,6 +29,8 @@ use notification::code;
 pub const HEADER_LEN: usize = 19;
 /// Longest message (RFC 4271 4.1).
 pub const MAX_LEN: usize = 4096;
+/// Longest message where extended messages are in use (RFC 8654); OPEN and KEEPALIVE stay below [`MAX_LEN`].
+pub const MAX_EXTENDED_LEN: usize = 65535;
 
 /// Message types (IANA "BGP Message Types").
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,11 +63,12 @@ impl MessageType {
     /// Whether a message of this type may have this length (RFC 4271 6.1, RFC 2918 section 3).
     fn accepts_len(self, len: usize) -> bool {
         match self {
-            Self::Open => len >= 29,
+            Self::Open => (29..=MAX_LEN).contains(&len),
             Self::Update => len >= 23,
             Self::Notification => len >= 21,
             Self::Keepalive => len == HEADER_LEN,
-            Self::RouteRefresh => len == 23,
+            // Longer ones are judged by RFC 7313 section 5, once it is known whether it holds.
+            Self::RouteRefresh => len >= 23,
         }
     }
 }
@@ -80,19 +82,20 @@ pub struct Frame {
     pub body: Bytes,
 }
 
-/// Cuts the next message off `buffer`. `None`: more bytes are needed.
+/// Cuts the next message off `buffer`. `None`: more bytes are needed. `max_len`: [`MAX_LEN`], or
+/// [`MAX_EXTENDED_LEN`] where we offered that.
 ///
 /// # Errors
-/// The NOTIFICATION of RFC 4271 6.1. The header is judged as soon as it is there, so at most [`MAX_LEN`] octets
+/// The NOTIFICATION of RFC 4271 6.1. The header is judged as soon as it is there, so at most `max_len` octets
 /// ever wait in `buffer`.
-pub fn next_frame(buffer: &mut BytesMut) -> Result<Option<Frame>, Notification> {
+pub fn next_frame(buffer: &mut BytesMut, max_len: usize) -> Result<Option<Frame>, Notification> {
     let Some(header) = buffer.get(..HEADER_LEN) else { return Ok(None) };
     if header[..16].iter().any(|octet| *octet != 0xff) {
         return Err(Notification::new(code::HEADER, 1));
     }
     let len = usize::from(u16::from_be_bytes([header[16], header[17]]));
     let bad_len = || Notification::with_data(code::HEADER, 2, &header[16..18]);
-    if !(HEADER_LEN..=MAX_LEN).contains(&len) {
+    if !(HEADER_LEN..=max_len).contains(&len) {
         return Err(bad_len());
     }
     let Some(kind) = MessageType::from_wire(header[18]) else {
@@ -107,6 +110,15 @@ pub fn next_frame(buffer: &mut BytesMut) -> Result<Option<Frame>, Notification> 
     let mut body = buffer.split_to(len).freeze();
     body.advance(HEADER_LEN);
     Ok(Some(Frame { kind, body }))
+}
+
+/// A whole message with this body, as it stood on the wire.
+pub(crate) fn whole(kind: MessageType, body: &[u8]) -> Bytes {
+    let mut out = BytesMut::with_capacity(HEADER_LEN + body.len());
+    let at = start(&mut out, kind);
+    out.put_slice(body);
+    finish(&mut out, at);
+    out.freeze()
 }
 
 /// A KEEPALIVE.

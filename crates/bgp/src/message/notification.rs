@@ -11,6 +11,7 @@ use std::fmt;
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{MAX_LEN, MessageType, finish, start};
+use crate::types::{Family, SAFI_UNICAST};
 
 /// A NOTIFICATION. Codes are kept as numbers: an unknown one is only shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,10 +40,14 @@ pub mod code {
     pub const CEASE: u8 = 6;
     /// ROUTE-REFRESH Message Error (RFC 7313).
     pub const REFRESH: u8 = 7;
+    /// Send Hold Timer Expired (RFC 9687).
+    pub const SEND_HOLD: u8 = 8;
 }
 
-/// Subcodes of Cease (RFC 4486 section 3).
+/// Subcodes of Cease (RFC 4486 section 3, RFC 8538, RFC 9384).
 pub mod cease {
+    /// Maximum Number of Prefixes Reached; the data names the family and the limit.
+    pub const MAX_PREFIXES: u8 = 1;
     /// Administrative Shutdown; may carry a shutdown communication (RFC 9003).
     pub const SHUTDOWN: u8 = 2;
     /// Peer De-configured.
@@ -55,6 +60,13 @@ pub mod cease {
     pub const CONFIG_CHANGE: u8 = 6;
     /// Connection Collision Resolution.
     pub const COLLISION: u8 = 7;
+    /// Out of Resources.
+    pub const RESOURCES: u8 = 8;
+    /// Hard Reset (RFC 8538): the routes go, although both sides keep them over other NOTIFICATIONs. The data is the
+    /// NOTIFICATION that says why.
+    pub const HARD_RESET: u8 = 9;
+    /// BFD Down (RFC 9384).
+    pub const BFD_DOWN: u8 = 10;
 }
 
 /// Longest shutdown communication (RFC 9003 section 2; RFC 8203 allowed 128).
@@ -79,6 +91,18 @@ impl Notification {
     /// Cease, Administrative Shutdown, with words for the operator at the other end (RFC 9003): cut at a
     /// character boundary where they are too long.
     pub fn shutdown(words: &str) -> Self {
+        Self::with_words(cease::SHUTDOWN, words)
+    }
+
+    /// Cease, Administrative Reset, with words for the operator at the other end (RFC 9003).
+    pub fn reset(words: &str) -> Self {
+        Self::with_words(cease::RESET, words)
+    }
+
+    fn with_words(subcode: u8, words: &str) -> Self {
+        if words.is_empty() {
+            return Self::cease(subcode);
+        }
         let mut end = words.len().min(MAX_COMMUNICATION);
         while !words.is_char_boundary(end) {
             end -= 1;
@@ -86,7 +110,34 @@ impl Notification {
         let mut data = BytesMut::with_capacity(end + 1);
         data.put_u8(u8::try_from(end).unwrap_or(u8::MAX));
         data.put_slice(&words.as_bytes()[..end]);
-        Self { code: code::CEASE, subcode: cease::SHUTDOWN, data: data.freeze() }
+        Self { code: code::CEASE, subcode, data: data.freeze() }
+    }
+
+    /// Cease, Maximum Number of Prefixes Reached (RFC 4486 section 4: AFI, SAFI, the limit).
+    pub fn max_prefixes(family: Family, limit: u32) -> Self {
+        let mut data = BytesMut::with_capacity(7);
+        data.put_u16(family.afi());
+        data.put_u8(SAFI_UNICAST);
+        data.put_u32(limit);
+        Self { code: code::CEASE, subcode: cease::MAX_PREFIXES, data: data.freeze() }
+    }
+
+    /// The same as a Hard Reset (RFC 8538 section 3): code, subcode and data become its data.
+    pub fn hard(&self) -> Self {
+        let mut data = BytesMut::with_capacity(2 + self.data.len());
+        data.put_slice(&[self.code, self.subcode]);
+        data.put_slice(&self.data);
+        Self { code: code::CEASE, subcode: cease::HARD_RESET, data: data.freeze() }
+    }
+
+    /// Whether it is a Hard Reset.
+    pub fn is_hard(&self) -> bool {
+        (self.code, self.subcode) == (code::CEASE, cease::HARD_RESET)
+    }
+
+    /// What stands in a Hard Reset.
+    pub fn within(&self) -> Option<Self> {
+        (self.is_hard() && self.data.len() >= 2).then(|| Self::decode(&self.data))
     }
 
     /// The shutdown communication, if it carries a well-formed one.
@@ -128,6 +179,7 @@ impl Notification {
             (2, 4) => "OPEN error, unsupported optional parameter",
             (2, 6) => "OPEN error, unacceptable hold time",
             (2, 7) => "OPEN error, unsupported capability",
+            (2, 11) => "OPEN error, role mismatch",
             (2, _) => "OPEN error",
             (3, 1) => "UPDATE error, malformed attribute list",
             (3, 9) => "UPDATE error, optional attribute error",
@@ -146,8 +198,12 @@ impl Notification {
             (6, 6) => "cease, other configuration change",
             (6, 7) => "cease, connection collision resolution",
             (6, 8) => "cease, out of resources",
+            (6, 9) => "cease, hard reset",
+            (6, 10) => "cease, BFD down",
             (6, _) => "cease",
+            (7, 1) => "ROUTE-REFRESH error, invalid message length",
             (7, _) => "ROUTE-REFRESH error",
+            (8, _) => "send hold timer expired",
             _ => "unknown error",
         }
     }
@@ -158,6 +214,9 @@ impl fmt::Display for Notification {
         write!(f, "{} ({}/{})", self.words(), self.code, self.subcode)?;
         if let Some(words) = self.communication() {
             write!(f, ": {words:?}")?;
+        }
+        if let Some(within) = self.within().filter(|within| !within.is_hard()) {
+            write!(f, ": {within}")?;
         }
         Ok(())
     }

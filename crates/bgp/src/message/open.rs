@@ -3,6 +3,8 @@
 //! ```text
 //! | version (1) | my AS (2) | hold time (2) | BGP identifier (4) | parameters' length (1) | parameters ...
 //! parameter: | type (1) | length (1) | value ...          type 2: capabilities (RFC 5492)
+//! RFC 9072, where the length would be 255 and the first type is 255: | 255 | 255 | length (2) | parameters with two
+//! octets of length each. We read it and never need to write it.
 //! ```
 
 use std::net::Ipv4Addr;
@@ -18,6 +20,7 @@ const VERSION: u8 = 4;
 /// Stands in two octets for an AS number that needs four (RFC 6793 section 9).
 pub const AS_TRANS: u16 = 23456;
 const PARAMETER_CAPABILITIES: u8 = 2;
+const EXTENDED_PARAMETERS: u8 = 255;
 
 /// An OPEN.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,14 +50,22 @@ impl Open {
         let hold_time = body.take_u16().ok_or_else(malformed)?;
         let router_id = Ipv4Addr::from(body.take_u32().ok_or_else(malformed)?);
         let len = body.take_u8().ok_or_else(malformed)?;
+        // RFC 9072 section 2: a first parameter of type 255 means the extended form, whatever the length before it.
+        let extended = len != 0 && body.first() == Some(&EXTENDED_PARAMETERS);
+        let len = if extended {
+            let _type = body.take_u8();
+            body.take_u16().ok_or_else(malformed)?
+        } else {
+            u16::from(len)
+        };
         if usize::from(len) != body.len() {
             return Err(malformed());
         }
         let mut capabilities = Capabilities::default();
         while !body.is_empty() {
             let kind = body.take_u8().ok_or_else(malformed)?;
-            let len = body.take_u8().ok_or_else(malformed)?;
-            let value = body.take(usize::from(len)).ok_or_else(malformed)?;
+            let len = if extended { body.take_u16() } else { body.take_u8().map(u16::from) };
+            let value = body.take(usize::from(len.ok_or_else(malformed)?)).ok_or_else(malformed)?;
             if kind != PARAMETER_CAPABILITIES {
                 return Err(Notification::new(code::OPEN, 4));
             }
@@ -86,7 +97,7 @@ impl Open {
         let lengths = out.len();
         out.put_slice(&[0, PARAMETER_CAPABILITIES, 0]);
         self.capabilities.write(&mut out);
-        let len = u8::try_from(out.len() - lengths - 3).expect("our capabilities take less than 50 octets");
+        let len = u8::try_from(out.len() - lengths - 3).expect("our capabilities take less than 100 octets");
         out[lengths] = len + 2;
         out[lengths + 2] = len;
         finish(&mut out, at);

@@ -1,7 +1,7 @@
-//! ROUTE-REFRESH (RFC 2918).
+//! ROUTE-REFRESH (RFC 2918, RFC 7313).
 //!
 //! ```text
-//! | AFI (2) | reserved (1) | SAFI (1) |
+//! | AFI (2) | subtype (1) | SAFI (1) |
 //! ```
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -9,20 +9,37 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::{MessageType, Take, finish, start};
 use crate::types::{Family, SAFI_UNICAST};
 
-/// The family that a ROUTE-REFRESH asks for. `None`: one that is not ours, or a message subtype of RFC 7313 that
-/// was not negotiated; both are ignored.
-pub fn decode(mut body: Bytes) -> Option<Family> {
+/// Message subtypes (IANA "BGP Route Refresh Subcodes").
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Subtype {
+    /// Tell me all of a family again.
+    Request = 0,
+    /// BoRR: what follows is all of a family.
+    Begin = 1,
+    /// EoRR: that was all of it.
+    End = 2,
+}
+
+/// What a ROUTE-REFRESH is about. `None`: a family that is not ours, a subtype that does not exist (RFC 7313
+/// section 5: ignored), or a wrong length.
+pub fn decode(mut body: Bytes) -> Option<(Subtype, Family)> {
     let (afi, subtype, safi) = (body.take_u16()?, body.take_u8()?, body.take_u8()?);
-    // RFC 2918: the octet is reserved; RFC 7313 made 1 and 2 markers that only negotiating peers send.
-    (subtype == 0).then(|| Family::from_wire(afi, safi)).flatten()
+    let subtype = match subtype {
+        0 => Subtype::Request,
+        1 => Subtype::Begin,
+        2 => Subtype::End,
+        _ => return None,
+    };
+    body.is_empty().then(|| Family::from_wire(afi, safi)).flatten().map(|family| (subtype, family))
 }
 
 /// A ROUTE-REFRESH for a family.
-pub fn encode(family: Family) -> Bytes {
+pub fn encode(subtype: Subtype, family: Family) -> Bytes {
     let mut out = BytesMut::with_capacity(23);
     let at = start(&mut out, MessageType::RouteRefresh);
     out.put_u16(family.afi());
-    out.put_u8(0);
+    out.put_u8(subtype as u8);
     out.put_u8(SAFI_UNICAST);
     finish(&mut out, at);
     out.freeze()

@@ -11,11 +11,10 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use ipnet::IpNet;
 
 use super::attribute::{PathAttributes, flag, kind, write_one};
 use super::notification::code;
-use super::{MAX_LEN, MessageType, Notification, Take, finish, nlri, patch_len, start, walk};
+use super::{MAX_LEN, MessageType, Nlri, Notification, Take, finish, nlri, patch_len, start, walk};
 use crate::types::{Families, Family, SAFI_UNICAST};
 
 /// What the session says about how to read.
@@ -27,6 +26,41 @@ pub struct DecodeContext {
     pub external: Option<u32>,
     /// Families that were negotiated.
     pub families: Families,
+    /// Of these: those whose prefixes come with a path identifier (RFC 7911).
+    pub add_path: Families,
+    /// Whether IPv4 prefixes may have IPv6 next hops (RFC 8950).
+    pub extended_next_hop: bool,
+    /// Whether an external neighbour's AS_PATH must begin with its AS (RFC 4271 6.3: "MAY check"; a route server's
+    /// does not).
+    pub first_as: bool,
+}
+
+impl DecodeContext {
+    /// An internal neighbour with both families and four octets, nothing else.
+    pub const INTERNAL: Self = Self {
+        four_octet_as: true,
+        external: None,
+        families: Families::BOTH,
+        add_path: Families::NONE,
+        extended_next_hop: false,
+        first_as: true,
+    };
+}
+
+/// What the session says about how to write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Encoding {
+    /// Whether AS numbers have four octets (RFC 6793).
+    pub four_octet_as: bool,
+    /// Families whose prefixes go with a path identifier (RFC 7911).
+    pub add_path: Families,
+    /// Longest message.
+    pub max_len: usize,
+}
+
+impl Encoding {
+    /// Four octets, nothing else.
+    pub const PLAIN: Self = Self { four_octet_as: true, add_path: Families::NONE, max_len: MAX_LEN };
 }
 
 /// How an error is treated (RFC 7606 section 2), the mildest first. "Session reset" is a NOTIFICATION instead.
@@ -53,9 +87,9 @@ pub struct Fault {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Update {
     /// Prefixes that are withdrawn, those of treat-as-withdraw included. To be applied first.
-    pub withdrawn: Vec<IpNet>,
+    pub withdrawn: Vec<Nlri>,
     /// Prefixes that are announced, with their attributes: one entry per family at most.
-    pub announced: Vec<(PathAttributes, Vec<IpNet>)>,
+    pub announced: Vec<(PathAttributes, Vec<Nlri>)>,
     /// End-of-RIB (RFC 4724 section 2).
     pub end_of_rib: Option<Family>,
     /// What was wrong.
@@ -80,8 +114,9 @@ impl Update {
             return Ok(update);
         }
         let only_attribute = withdrawn.is_empty() && body.is_empty();
-        let withdrawn = nlri::read(withdrawn, Family::Ipv4).ok_or_else(network)?;
-        let announced = nlri::read(body, Family::Ipv4).ok_or_else(network)?;
+        let add_path = context.add_path.contains(Family::Ipv4);
+        let withdrawn = nlri::read(withdrawn, Family::Ipv4, add_path).ok_or_else(network)?;
+        let announced = nlri::read(body, Family::Ipv4, add_path).ok_or_else(network)?;
         let mut walked = walk::walk(attributes, context)?;
 
         let unreach = walked.mp_unreach.take();
@@ -96,12 +131,12 @@ impl Update {
         update.withdrawn = withdrawn;
         update.withdrawn.extend(unreach.into_iter().flat_map(|(_, prefixes)| prefixes));
 
-        let mut reach: Vec<(Option<IpAddr>, Vec<IpNet>)> = vec![];
+        let mut reach: Vec<(Option<IpAddr>, Vec<Nlri>)> = vec![];
         if !announced.is_empty() {
             reach.push((walked.next_hop.map(IpAddr::V4), announced));
         }
         if let Some(mp) = walked.mp_reach.take() {
-            debug_assert!(mp.prefixes.iter().all(|prefix| Family::of(prefix) == mp.family));
+            debug_assert!(mp.prefixes.iter().all(|nlri| Family::of(&nlri.prefix) == mp.family));
             if !mp.prefixes.is_empty() {
                 reach.push((Some(mp.next_hop), mp.prefixes));
             }
@@ -124,7 +159,7 @@ impl Update {
         let usable = !walked.faults.iter().any(|fault| fault.treatment == Treatment::Withdraw);
         update.faults = walked.faults;
         for (next_hop, prefixes) in reach {
-            let (good, bad): (Vec<IpNet>, Vec<IpNet>) = prefixes.into_iter().partition(is_unicast);
+            let (good, bad): (Vec<Nlri>, Vec<Nlri>) = prefixes.into_iter().partition(is_unicast);
             if !bad.is_empty() {
                 // RFC 4271 6.3: a semantically wrong prefix is logged and not used.
                 let what = "a prefix that is not unicast";
@@ -145,7 +180,7 @@ impl Update {
     /// A prefix both withdrawn and announced is announced (RFC 4271 4.3, last paragraph).
     fn settle(&mut self) {
         if !self.withdrawn.is_empty() && !self.announced.is_empty() {
-            let announced: BTreeSet<IpNet> = self.announced.iter().flat_map(|(_, p)| p).copied().collect();
+            let announced: BTreeSet<Nlri> = self.announced.iter().flat_map(|(_, p)| p).copied().collect();
             self.withdrawn.retain(|prefix| !announced.contains(prefix));
         }
     }
@@ -165,13 +200,13 @@ fn next_hop_mistake(next_hop: Option<IpAddr>) -> Option<&'static str> {
     }
 }
 
-fn is_unicast(prefix: &IpNet) -> bool {
-    !prefix.network().is_multicast()
+fn is_unicast(nlri: &Nlri) -> bool {
+    !nlri.prefix.network().is_multicast()
 }
 
 /// One announced prefix alone is longer than a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the attributes leave no room for a prefix in {MAX_LEN} octets")]
+#[error("the attributes leave no room for a prefix")]
 pub struct TooLong;
 
 /// Writes `prefixes`, all of one family, with their attributes in as few messages as they need.
@@ -181,25 +216,26 @@ pub struct TooLong;
 pub fn announce(
     out: &mut BytesMut,
     attributes: &PathAttributes,
-    prefixes: &[IpNet],
-    four_octet: bool,
+    prefixes: &[Nlri],
+    encoding: &Encoding,
 ) -> Result<(), TooLong> {
     let Some(first) = prefixes.first() else { return Ok(()) };
-    let family = Family::of(first);
-    let classic = family == Family::Ipv4;
+    let family = Family::of(&first.prefix);
+    let add_path = encoding.add_path.contains(family);
+    let classic = family == Family::Ipv4 && attributes.next_hop.is_ipv4();
     let mut common = BytesMut::with_capacity(128);
-    attributes.write(&mut common, four_octet, classic);
+    attributes.write(&mut common, encoding.four_octet_as, classic);
     let next_hop_len = match attributes.next_hop {
         IpAddr::V4(_) => 4,
         IpAddr::V6(_) => 16,
     };
     // Header, two lengths, attributes; MP_REACH_NLRI: flags, type, two of length, AFI, SAFI, length, next hop, reserved.
     let overhead = super::HEADER_LEN + 4 + common.len() + if classic { 0 } else { 4 + 5 + next_hop_len };
-    let room = MAX_LEN.checked_sub(overhead).ok_or(TooLong)?;
-    if prefixes.iter().map(nlri::wire_len).max().unwrap_or(0) > room {
+    let room = encoding.max_len.checked_sub(overhead).ok_or(TooLong)?;
+    if prefixes.iter().map(|nlri| nlri::wire_len(nlri, add_path)).max().unwrap_or(0) > room {
         return Err(TooLong);
     }
-    for batch in batches(prefixes, room) {
+    for batch in batches(prefixes, room, add_path) {
         let at = start(out, MessageType::Update);
         out.put_u16(0);
         let length_at = out.len();
@@ -207,7 +243,7 @@ pub fn announce(
         if classic {
             out.put_slice(&common);
             patch_len(out, length_at, common.len());
-            batch.iter().for_each(|prefix| nlri::write(out, prefix));
+            batch.iter().for_each(|nlri| nlri::write(out, nlri, add_path));
         } else {
             // RFC 7606 5.1: MP_REACH_NLRI should come first.
             write_mp(out, kind::MP_REACH, family, |out| {
@@ -222,7 +258,7 @@ pub fn announce(
                     }
                 }
                 out.put_u8(0);
-                batch.iter().for_each(|prefix| nlri::write(out, prefix));
+                batch.iter().for_each(|nlri| nlri::write(out, nlri, add_path));
             });
             out.put_slice(&common);
             let len = out.len() - length_at - 2;
@@ -234,15 +270,16 @@ pub fn announce(
 }
 
 /// Withdraws `prefixes`, all of one family, in as few messages as they need.
-pub fn withdraw(out: &mut BytesMut, prefixes: &[IpNet]) {
+pub fn withdraw(out: &mut BytesMut, prefixes: &[Nlri], encoding: &Encoding) {
     let Some(first) = prefixes.first() else { return };
-    let family = Family::of(first);
-    for batch in batches(prefixes, MAX_LEN - super::HEADER_LEN - 4 - 7) {
+    let family = Family::of(&first.prefix);
+    let add_path = encoding.add_path.contains(family);
+    for batch in batches(prefixes, encoding.max_len - super::HEADER_LEN - 4 - 7, add_path) {
         let at = start(out, MessageType::Update);
         if family == Family::Ipv4 {
             let length_at = out.len();
             out.put_u16(0);
-            batch.iter().for_each(|prefix| nlri::write(out, prefix));
+            batch.iter().for_each(|nlri| nlri::write(out, nlri, add_path));
             let len = out.len() - length_at - 2;
             patch_len(out, length_at, len);
             out.put_u16(0);
@@ -251,7 +288,7 @@ pub fn withdraw(out: &mut BytesMut, prefixes: &[IpNet]) {
             let length_at = out.len();
             out.put_u16(0);
             write_mp(out, kind::MP_UNREACH, family, |out| {
-                batch.iter().for_each(|prefix| nlri::write(out, prefix))
+                batch.iter().for_each(|nlri| nlri::write(out, nlri, add_path))
             });
             let len = out.len() - length_at - 2;
             patch_len(out, length_at, len);
@@ -283,14 +320,14 @@ fn write_mp(out: &mut BytesMut, kind: u8, family: Family, rest: impl FnOnce(&mut
 }
 
 /// Cuts `prefixes` into runs of at most `room` octets each.
-fn batches(prefixes: &[IpNet], room: usize) -> impl Iterator<Item = &[IpNet]> {
+fn batches(prefixes: &[Nlri], room: usize, add_path: bool) -> impl Iterator<Item = &[Nlri]> {
     let mut rest = prefixes;
     std::iter::from_fn(move || {
         let mut used = 0;
         let fits = rest
             .iter()
             .take_while(|prefix| {
-                used += nlri::wire_len(prefix);
+                used += nlri::wire_len(prefix, add_path);
                 used <= room
             })
             .count();

@@ -3,21 +3,19 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use bytes::Bytes;
-use ipnet::IpNet;
-
 use super::attribute::{Aggregator, AsPath, Opaque, Origin, PathAttributes, flag, kind};
 use super::notification::code;
 use super::update::{DecodeContext, Fault, Treatment};
-use super::{Notification, Take, nlri};
+use super::{Nlri, Notification, Take, nlri};
 use crate::types::Family;
+use bytes::Bytes;
 
 /// What the attributes said.
 #[derive(Default)]
 pub(super) struct Walked {
     pub(super) faults: Vec<Fault>,
     pub(super) mp_reach: Option<MpReach>,
-    pub(super) mp_unreach: Option<(Option<Family>, Vec<IpNet>)>,
+    pub(super) mp_unreach: Option<(Option<Family>, Vec<Nlri>)>,
     pub(super) next_hop: Option<Ipv4Addr>,
     /// Whether any attribute besides MP_UNREACH_NLRI was there.
     pub(super) others_present: bool,
@@ -38,7 +36,7 @@ pub(super) struct Walked {
 pub(super) struct MpReach {
     pub(super) family: Family,
     pub(super) next_hop: IpAddr,
-    pub(super) prefixes: Vec<IpNet>,
+    pub(super) prefixes: Vec<Nlri>,
 }
 
 /// One attribute as it stands on the wire.
@@ -98,7 +96,9 @@ fn flags_of(kind: u8) -> Option<u8> {
         | kind::EXTENDED_COMMUNITIES
         | kind::AS4_PATH
         | kind::AS4_AGGREGATOR
-        | kind::LARGE_COMMUNITIES => flag::OPTIONAL | flag::TRANSITIVE,
+        | kind::IPV6_EXTENDED_COMMUNITIES
+        | kind::LARGE_COMMUNITIES
+        | kind::OTC => flag::OPTIONAL | flag::TRANSITIVE,
         _ => return None,
     })
 }
@@ -120,7 +120,7 @@ impl Walked {
         }
         match raw.kind {
             kind::MP_REACH => return self.mp_reach(raw.value, context),
-            kind::MP_UNREACH => return self.mp_unreach(raw.value),
+            kind::MP_UNREACH => return self.mp_unreach(raw.value, context),
             kind::LOCAL_PREF | kind::ORIGINATOR_ID | kind::CLUSTER_LIST if context.external.is_some() => {
                 // RFC 7606 7.5, 7.9, 7.10: from an external neighbour these mean nothing.
                 self.fault(Treatment::Discard, raw.kind, "an internal attribute from an external neighbour");
@@ -203,7 +203,11 @@ impl Walked {
             }
             kind::COMMUNITIES => self.communities(raw, 4)?,
             kind::EXTENDED_COMMUNITIES => self.communities(raw, 8)?,
+            kind::IPV6_EXTENDED_COMMUNITIES => self.communities(raw, 20)?,
             kind::LARGE_COMMUNITIES => self.communities(raw, 12)?,
+            // RFC 9234 section 5.
+            kind::OTC if value.len() != 4 => return Err(withdraw("OTC has not 4 octets")),
+            kind::OTC => self.opaque(raw, 0),
             // Those of `flags_of` are all above or in `visit`.
             _ => {}
         }
@@ -253,13 +257,17 @@ impl Walked {
         let next_hop = match (family, len) {
             (Family::Ipv4, 4) => IpAddr::V4(address(&next_hop).ok_or_else(reset)?),
             // RFC 2545 section 3: a link-local address may follow the global one.
-            (Family::Ipv6, 16 | 32) => {
+            // RFC 8950 section 4: the same for IPv4 prefixes, where negotiated.
+            (Family::Ipv6, 16 | 32) | (Family::Ipv4, 16 | 32)
+                if family == Family::Ipv6 || context.extended_next_hop =>
+            {
                 let octets: [u8; 16] = next_hop[..16].try_into().map_err(|_| reset())?;
                 IpAddr::V6(Ipv6Addr::from(octets))
             }
             _ => return Err(reset()),
         };
-        let prefixes = nlri::read(value, family).ok_or_else(reset)?;
+        let add_path = context.add_path.contains(family);
+        let prefixes = nlri::read(value, family, add_path).ok_or_else(reset)?;
         if context.families.contains(family) {
             self.mp_reach = Some(MpReach { family, next_hop, prefixes });
         } else {
@@ -271,13 +279,13 @@ impl Walked {
     /// ```text
     /// | AFI (2) | SAFI (1) | withdrawn prefixes ...                                           RFC 4760 section 4
     /// ```
-    fn mp_unreach(&mut self, mut value: Bytes) -> Result<(), Notification> {
+    fn mp_unreach(&mut self, mut value: Bytes, context: &DecodeContext) -> Result<(), Notification> {
         let reset = || Notification::new(code::UPDATE, 9);
         let afi = value.take_u16().ok_or_else(reset)?;
         let safi = value.take_u8().ok_or_else(reset)?;
         let family = Family::from_wire(afi, safi);
         let prefixes = match family {
-            Some(family) => nlri::read(value, family).ok_or_else(reset)?,
+            Some(family) => nlri::read(value, family, context.add_path.contains(family)).ok_or_else(reset)?,
             None => vec![],
         };
         self.mp_unreach = Some((family, prefixes));
@@ -296,8 +304,10 @@ impl Walked {
         }
         let (mut as_path, mut aggregator) = (as_path?, self.aggregator);
         let trans = u32::from(super::open::AS_TRANS);
-        // An AGGREGATOR that is not AS_TRANS was made by somebody who does not know the AS4 attributes: both are stale.
-        if aggregator.is_none_or(|a| a.asn == trans) {
+        // RFC 6793 4.2.3: with both attributes there, an AGGREGATOR that is not AS_TRANS was made by somebody who does
+        // not know the AS4 attributes: they are stale.
+        let stale = self.as4_aggregator.is_some() && aggregator.is_some_and(|a| a.asn != trans);
+        if !stale {
             if let (Some(short), Some(full)) = (aggregator, self.as4_aggregator) {
                 aggregator = Some(Aggregator { partial: short.partial, ..full });
             }
@@ -305,7 +315,11 @@ impl Walked {
                 as_path = as_path.merged_with(&as4);
             }
         }
-        if context.external.is_some() && as_path.neighbour() != context.external {
+        if as_path.has_confederations() {
+            // RFC 5065 section 5: nobody is in a confederation with us.
+            self.fault(Treatment::Withdraw, kind::AS_PATH, "AS_PATH has confederation segments");
+        }
+        if context.first_as && context.external.is_some() && as_path.neighbour() != context.external {
             // RFC 4271 6.3: the leftmost AS must be the neighbour's.
             self.fault(
                 Treatment::Withdraw,

@@ -6,36 +6,74 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::Path;
+use crate::config::{Med, Multipath};
 
 /// LOCAL_PREF of a route that has none.
 pub(crate) const DEFAULT_LOCAL_PREF: u32 = 100;
 
-/// The best of the candidates.
-pub(crate) fn best<'a>(candidates: impl Iterator<Item = &'a Path>) -> Option<&'a Path> {
+/// What configuration says about the decision.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Rules {
+    pub(crate) med: Med,
+    pub(crate) multipath: Multipath,
+}
+
+/// The best of the candidates, and behind it, in the order in which the last steps prefer them, those that are as good
+/// for forwarding: equal up to step (e).
+pub(crate) fn equal<'a>(candidates: impl Iterator<Item = &'a Path>, rules: &Rules) -> Vec<&'a Path> {
     let mut left: Vec<&Path> = candidates.collect();
     if left.len() < 2 {
-        return left.pop();
+        return left;
     }
+    narrow(&mut left, rules);
+    // (f): the lowest BGP identifier; RFC 4456 section 9: ORIGINATOR_ID stands for it, then the shortest CLUSTER_LIST.
+    // (g): the lowest peer address. RFC 7911 says nothing of several paths from one peer: the lowest identifier.
+    left.sort_by_key(|path| {
+        let clusters = path.attributes.path.cluster_list.len();
+        (identifier(path), clusters, path.source().map(canonical), path.their_id)
+    });
+    let best = left[0];
+    let together = |path: &&Path| {
+        let neighbour = |path: &Path| path.attributes.path.as_path.neighbour();
+        rules.multipath.relax || neighbour(path) == neighbour(best)
+    };
+    left.retain(together);
+    left
+}
+
+/// The best `limit` candidates: the best, then the best of the rest, and so on.
+pub(crate) fn ranked<'a>(
+    candidates: impl Iterator<Item = &'a Path>,
+    rules: &Rules,
+    limit: usize,
+) -> Vec<&'a Path> {
+    let mut left: Vec<&Path> = candidates.collect();
+    let mut ranked = vec![];
+    while ranked.len() < limit {
+        let Some(best) = equal(left.iter().copied(), rules).first().copied() else { break };
+        left.retain(|path| !std::ptr::eq(*path, best));
+        ranked.push(best);
+    }
+    ranked
+}
+
+/// The steps up to (e), each on the whole set that the one before left.
+fn narrow(left: &mut Vec<&Path>, rules: &Rules) {
     // What we originate ourselves wins: nobody knows it better.
-    keep_least(&mut left, |path| path.learned.is_some());
+    keep_least(left, |path| path.learned.is_some());
+    // RFC 9494 section 4.3: what is kept over a long restart is the last resort.
+    keep_least(left, |path| path.attributes.long_lived_stale);
     // RFC 4271 9.1.1: the degree of preference.
-    keep_least(&mut left, |path| u32::MAX - local_pref(path));
+    keep_least(left, |path| u32::MAX - local_pref(path));
     // RFC 4271 9.1.2.2 (a): the shortest AS_PATH.
-    keep_least(&mut left, |path| path.attributes.path.as_path.len());
+    keep_least(left, |path| path.attributes.path.as_path.len());
     // (b): the lowest ORIGIN.
-    keep_least(&mut left, |path| path.attributes.path.origin);
+    keep_least(left, |path| path.attributes.path.origin);
     // (c): the lowest MED, among routes from the same neighbouring AS.
-    keep_lowest_med(&mut left);
+    keep_lowest_med(left, rules.med);
     // (d): external before internal.
-    keep_least(&mut left, |path| path.learned.as_ref().is_some_and(|learned| !learned.external));
+    keep_least(left, |path| path.learned.as_ref().is_some_and(|learned| !learned.external));
     // (e): the lowest interior cost. All next hops cost the same here: nodes are one hop away.
-    // (f): the lowest BGP identifier; RFC 4456 section 9: ORIGINATOR_ID stands for it.
-    keep_least(&mut left, identifier);
-    // RFC 4456 section 9: the shortest CLUSTER_LIST.
-    keep_least(&mut left, |path| path.attributes.path.cluster_list.len());
-    // (g): the lowest peer address.
-    keep_least(&mut left, |path| path.source().map(canonical));
-    left.pop()
 }
 
 /// Degree of preference of a path.
@@ -43,7 +81,7 @@ pub(crate) fn local_pref(path: &Path) -> u32 {
     path.attributes.path.local_pref.unwrap_or(DEFAULT_LOCAL_PREF)
 }
 
-fn identifier(path: &&Path) -> Ipv4Addr {
+fn identifier(path: &Path) -> Ipv4Addr {
     let own = || path.learned.as_ref().map_or(Ipv4Addr::UNSPECIFIED, |learned| learned.router_id);
     path.attributes.path.originator_id.unwrap_or_else(own)
 }
@@ -64,11 +102,13 @@ fn keep_least<K: Ord>(left: &mut Vec<&Path>, key: impl Fn(&&Path) -> K) {
     }
 }
 
-/// A path stays unless another one from the same neighbouring AS has a lower MED; a missing MED is the lowest.
-fn keep_lowest_med(left: &mut Vec<&Path>) {
+/// A path stays unless another one from the same neighbouring AS (`always`: any other one) has a lower MED.
+fn keep_lowest_med(left: &mut Vec<&Path>, med: Med) {
+    let missing = if med.missing_is_worst { u32::MAX } else { 0 };
     let key = |path: &&Path| {
         let attributes = &path.attributes.path;
-        (attributes.as_path.neighbour(), attributes.med.unwrap_or(0))
+        let group = if med.always { None } else { attributes.as_path.neighbour() };
+        (group, attributes.med.unwrap_or(missing))
     };
     let all: Vec<(Option<u32>, u32)> = left.iter().map(key).collect();
     left.retain(|path| {

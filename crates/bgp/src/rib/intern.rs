@@ -5,12 +5,14 @@ use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::message::attribute::PathAttributes;
+use crate::message::attribute::{LLGR_STALE, PathAttributes};
 
 /// Attributes that stand in the [`Interner`]. Equal `id`: equal attributes.
 #[derive(Debug)]
 pub(crate) struct Attributes {
     pub(crate) id: u64,
+    /// LLGR_STALE (RFC 9494) is there: the decision process asks at each comparison.
+    pub(crate) long_lived_stale: bool,
     pub(crate) path: PathAttributes,
 }
 
@@ -61,7 +63,8 @@ impl Interner {
             self.set.retain(|entry| Arc::strong_count(&entry.0) > 1);
             self.after_sweep = self.set.len();
         }
-        let new = Arc::new(Attributes { id: self.next, path });
+        let long_lived_stale = path.has_community(LLGR_STALE);
+        let new = Arc::new(Attributes { id: self.next, long_lived_stale, path });
         self.next += 1;
         self.set.insert(ByValue(Arc::clone(&new)));
         new

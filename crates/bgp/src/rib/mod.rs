@@ -14,7 +14,10 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+pub(crate) use decision::Rules;
 pub(crate) use intern::{Attributes, Interner};
+
+use crate::message::Nlri;
 
 /// What a session says about its peer, as far as the decision process cares.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,12 +32,25 @@ pub(crate) struct Learned {
 pub(crate) struct Path {
     /// From whom; none: originated here.
     pub(crate) learned: Option<Arc<Learned>>,
+    /// The path identifier that the peer gave it (RFC 7911).
+    pub(crate) their_id: u32,
+    /// The one that we give it: unique within the destination for as long as the path lives.
+    pub(crate) our_id: u32,
+    /// As it came: what the import rule and the filter are applied to, again when they change.
+    pub(crate) received: Arc<Attributes>,
+    /// As it is used.
     pub(crate) attributes: Arc<Attributes>,
-    /// Whether the import rule lets it into the decision process.
+    /// Whether import rule and filter let it into the decision process.
     pub(crate) usable: bool,
 }
 
 impl Path {
+    /// One that we originate.
+    pub(crate) fn own(attributes: Arc<Attributes>) -> Self {
+        let received = Arc::clone(&attributes);
+        Self { learned: None, their_id: 0, our_id: 0, received, attributes, usable: true }
+    }
+
     /// The peer that it came from; none: originated here.
     pub(crate) fn source(&self) -> Option<IpAddr> {
         self.learned.as_ref().map(|learned| learned.peer)
@@ -42,7 +58,13 @@ impl Path {
 
     /// Whether both say the same from the same source.
     pub(crate) fn same_as(&self, other: &Self) -> bool {
-        self.attributes.id == other.attributes.id && self.source() == other.source()
+        self.attributes.id == other.attributes.id
+            && self.our_id == other.our_id
+            && self.learned == other.learned
+    }
+
+    fn is_of(&self, source: Option<IpAddr>, their_id: u32) -> bool {
+        self.their_id == their_id && self.source() == source
     }
 }
 
@@ -51,6 +73,7 @@ impl Path {
 pub(crate) struct Destination {
     paths: Vec<Path>,
     best: Option<Path>,
+    next_hops: Vec<IpAddr>,
 }
 
 impl Destination {
@@ -61,13 +84,22 @@ impl Destination {
     pub(crate) fn best(&self) -> Option<&Path> {
         self.best.as_ref()
     }
+
+    /// The best `limit` paths, the best first; as selection left them.
+    pub(crate) fn ranked(&self, rules: &Rules, limit: usize) -> Vec<&Path> {
+        match (&self.best, limit) {
+            (None, _) | (_, 0) => vec![],
+            (Some(best), 1) => vec![best],
+            (Some(_), _) => decision::ranked(self.paths.iter().filter(|path| path.usable), rules, limit),
+        }
+    }
 }
 
-/// A best path that changed.
+/// A destination that was decided anew.
 pub(crate) struct Change {
     pub(crate) prefix: IpNet,
-    pub(crate) old: Option<Path>,
-    pub(crate) new: Option<Path>,
+    /// Its next hops, if they are others now; empty: no route, or our own.
+    pub(crate) next_hops: Option<Vec<IpAddr>>,
 }
 
 #[derive(Debug, Default)]
@@ -77,36 +109,44 @@ pub(crate) struct Rib {
 }
 
 impl Rib {
-    /// Puts a path in, in place of an earlier one from the same source.
-    pub(crate) fn announce(&mut self, prefix: IpNet, path: Path) {
+    /// Puts a path in, in place of an earlier one from the same source with the same identifier.
+    pub(crate) fn announce(&mut self, prefix: IpNet, mut path: Path) {
         let destination = self.destinations.entry(prefix).or_default();
-        match destination.paths.iter_mut().find(|old| old.source() == path.source()) {
-            Some(old) if old.same_as(&path) && old.usable == path.usable && old.learned == path.learned => {
+        let old = destination.paths.iter_mut().find(|old| old.is_of(path.source(), path.their_id));
+        if let Some(old) = old {
+            path.our_id = old.our_id;
+            let same = old.same_as(&path) && old.usable == path.usable;
+            old.received = Arc::clone(&path.received);
+            if same {
                 return;
             }
-            Some(old) => *old = path,
-            None => destination.paths.push(path),
+            *old = path;
+        } else {
+            let taken = |id: &u32| destination.paths.iter().any(|other| other.our_id == *id);
+            path.our_id = (1..).find(|id| !taken(id)).expect("there are more numbers than paths");
+            destination.paths.push(path);
         }
         self.changed.insert(prefix);
     }
 
-    /// Takes the path of a source out.
-    pub(crate) fn withdraw(&mut self, prefix: IpNet, source: Option<IpAddr>) {
+    /// Takes a path of a source out.
+    pub(crate) fn withdraw(&mut self, prefix: IpNet, source: Option<IpAddr>, their_id: u32) {
         if let Some(destination) = self.destinations.get_mut(&prefix) {
             let before = destination.paths.len();
-            destination.paths.retain(|path| path.source() != source);
+            destination.paths.retain(|path| !path.is_of(source, their_id));
             if destination.paths.len() != before {
                 self.changed.insert(prefix);
             }
         }
     }
 
-    /// Judges the learned paths of a prefix again.
-    pub(crate) fn judge(&mut self, prefix: IpNet, usable: impl Fn(&Path) -> bool) {
+    /// Judges the learned paths of a prefix again: whether they are usable, and with which attributes.
+    pub(crate) fn judge(&mut self, prefix: IpNet, mut judge: impl FnMut(&Path) -> (bool, Arc<Attributes>)) {
         let Some(destination) = self.destinations.get_mut(&prefix) else { return };
         for path in destination.paths.iter_mut().filter(|path| path.learned.is_some()) {
-            let now = usable(path);
-            if std::mem::replace(&mut path.usable, now) != now {
+            let (usable, attributes) = judge(path);
+            if path.usable != usable || path.attributes.id != attributes.id {
+                (path.usable, path.attributes) = (usable, attributes);
                 self.changed.insert(prefix);
             }
         }
@@ -118,23 +158,44 @@ impl Rib {
     }
 
     /// Phase 2 of the decision process (RFC 4271 9.1.2) for all that changed. Learned paths of prefixes for which
-    /// `deferred` holds are left for later (RFC 4724 section 4.1); the caller reconsiders them.
-    pub(crate) fn select(&mut self, deferred: impl Fn(&IpNet) -> bool) -> Vec<Change> {
+    /// `deferred` holds are left for later (RFC 4724 section 4.1); the caller reconsiders them. `all`: destinations
+    /// whose best path stays the same are told too, since somebody wants more than the best.
+    pub(crate) fn select(
+        &mut self,
+        rules: &Rules,
+        all: bool,
+        deferred: impl Fn(&IpNet) -> bool,
+    ) -> Vec<Change> {
         let mut changes = vec![];
         for prefix in std::mem::take(&mut self.changed) {
             let Some(destination) = self.destinations.get_mut(&prefix) else { continue };
             let later = deferred(&prefix);
             let candidates =
                 destination.paths.iter().filter(|path| path.usable && (!later || path.learned.is_none()));
-            let new = decision::best(candidates).cloned();
+            let equal = decision::equal(candidates, rules);
+            let new = equal.first().map(|path| (*path).clone());
+            let mut next_hops: Vec<IpAddr> = vec![];
+            for path in equal.iter().filter(|path| path.learned.is_some()) {
+                let next_hop = path.attributes.path.next_hop;
+                if !next_hops.contains(&next_hop) && next_hops.len() < rules.multipath.limit {
+                    next_hops.push(next_hop);
+                }
+            }
+            next_hops.sort_unstable();
+            let moved = next_hops != destination.next_hops;
             let same = match (&destination.best, &new) {
                 (None, None) => true,
-                (Some(old), Some(new)) => old.same_as(new) && old.learned == new.learned,
+                (Some(old), Some(new)) => old.same_as(new),
                 _ => false,
             };
             if !same {
-                let old = std::mem::replace(&mut destination.best, new.clone());
-                changes.push(Change { prefix, old, new });
+                destination.best = new;
+            }
+            if moved {
+                destination.next_hops.clone_from(&next_hops);
+            }
+            if all || !same || moved {
+                changes.push(Change { prefix, next_hops: moved.then_some(next_hops) });
             }
             if destination.paths.is_empty() {
                 self.destinations.remove(&prefix);
@@ -143,17 +204,17 @@ impl Rib {
         changes
     }
 
-    /// Whether anything waits for [`Rib::select`].
+    /// Whether nothing waits for [`Rib::select`].
     pub(crate) fn is_settled(&self) -> bool {
         self.changed.is_empty()
     }
 
-    pub(crate) fn best(&self, prefix: &IpNet) -> Option<&Path> {
-        self.destinations.get(prefix)?.best()
+    pub(crate) fn get(&self, prefix: &IpNet) -> Option<&Destination> {
+        self.destinations.get(prefix)
     }
 
-    pub(crate) fn path(&self, prefix: &IpNet, source: Option<IpAddr>) -> Option<&Path> {
-        self.destinations.get(prefix)?.paths.iter().find(|path| path.source() == source)
+    pub(crate) fn path(&self, nlri: &Nlri, source: Option<IpAddr>) -> Option<&Path> {
+        self.destinations.get(&nlri.prefix)?.paths.iter().find(|path| path.is_of(source, nlri.id))
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&IpNet, &Destination)> {

@@ -1,7 +1,7 @@
 //! The session state machine of RFC 4271 section 8 as a pure, total function: a state and an event give the next
 //! state and the operations in their order. Timers, connections and messages are the driver's ([`super::slot`]).
 //!
-//! Clauses: 8.1 (all 28 events, and ROUTE-REFRESH of RFC 2918), 8.2.2 (all six states). Where this is not the
+//! Clauses: 8.1 (all 28 events, ROUTE-REFRESH of RFC 2918, the send hold timer of RFC 9687), 8.2.2 (all six states). Where this is not the
 //! letter of the text:
 //!
 //! - One machine per connection (8.2 allows it), so a second connection never meets a busy machine: events 14, 16
@@ -106,11 +106,13 @@ pub enum FsmEvent {
     UpdateError = 28,
     /// ROUTE-REFRESH (RFC 2918; not in RFC 4271's list).
     RouteRefresh = 29,
+    /// The peer's TCP has taken nothing for too long (RFC 9687, which numbers it 29).
+    SendHoldExpired = 30,
 }
 
 impl FsmEvent {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::ManualStart,
         Self::ManualStop,
         Self::AutomaticStart,
@@ -140,6 +142,7 @@ impl FsmEvent {
         Self::Update,
         Self::UpdateError,
         Self::RouteRefresh,
+        Self::SendHoldExpired,
     ];
 }
 
@@ -172,6 +175,8 @@ pub enum Op {
     Notify,
     /// Send NOTIFICATION "Hold Timer Expired".
     NotifyHold,
+    /// Send NOTIFICATION "Send Hold Timer Expired" (RFC 9687); it hardly gets through.
+    NotifySendHold,
     /// Send NOTIFICATION "Finite State Machine Error" with the state's subcode (RFC 6608).
     NotifyFsm,
     /// The session is up.
@@ -228,7 +233,8 @@ fn idle(event: FsmEvent, passive: bool) -> (State, &'static [Op]) {
         | E::Keepalive
         | E::Update
         | E::UpdateError
-        | E::RouteRefresh => (State::Idle, NOTHING),
+        | E::RouteRefresh
+        | E::SendHoldExpired => (State::Idle, NOTHING),
     }
 }
 
@@ -269,7 +275,8 @@ fn connect(event: FsmEvent) -> (State, &'static [Op]) {
         | E::Keepalive
         | E::Update
         | E::UpdateError
-        | E::RouteRefresh => FAIL_SILENTLY,
+        | E::RouteRefresh
+        | E::SendHoldExpired => FAIL_SILENTLY,
     }
 }
 
@@ -302,7 +309,8 @@ fn active(event: FsmEvent) -> (State, &'static [Op]) {
         | E::Keepalive
         | E::Update
         | E::UpdateError
-        | E::RouteRefresh => FAIL_SILENTLY,
+        | E::RouteRefresh
+        | E::SendHoldExpired => FAIL_SILENTLY,
     }
 }
 
@@ -347,6 +355,8 @@ fn open_sent(event: FsmEvent) -> (State, &'static [Op]) {
         | E::Update
         | E::UpdateError
         | E::RouteRefresh => FSM_OPEN,
+        // RFC 9687 section 3.1: the timer runs in Established only.
+        E::SendHoldExpired => (State::OpenSent, NOTHING),
     }
 }
 
@@ -378,6 +388,8 @@ fn open_confirm(event: FsmEvent) -> (State, &'static [Op]) {
         | E::Update
         | E::UpdateError
         | E::RouteRefresh => FSM_OPEN,
+        // RFC 9687 section 3.1: the timer runs in Established only.
+        E::SendHoldExpired => (State::OpenConfirm, NOTHING),
     }
 }
 
@@ -387,6 +399,8 @@ const FAIL_UP: (State, &[Op]) =
     (State::Idle, &[Op::Notify, Op::StopConnectRetry, Op::Down, Op::Drop, Op::BumpCounter, Op::Damp]);
 const HOLD_UP: (State, &[Op]) =
     (State::Idle, &[Op::NotifyHold, Op::StopConnectRetry, Op::Down, Op::Drop, Op::BumpCounter, Op::Damp]);
+const SEND_HOLD_UP: (State, &[Op]) =
+    (State::Idle, &[Op::NotifySendHold, Op::StopConnectRetry, Op::Down, Op::Drop, Op::BumpCounter, Op::Damp]);
 const FSM_UP: (State, &[Op]) =
     (State::Idle, &[Op::NotifyFsm, Op::StopConnectRetry, Op::Down, Op::Drop, Op::BumpCounter, Op::Damp]);
 const LOST_UP: (State, &[Op]) =
@@ -408,6 +422,7 @@ fn established(event: FsmEvent) -> (State, &'static [Op]) {
         E::ManualStop => STOP_UP,
         E::AutomaticStop | E::HeaderError | E::OpenError | E::CollisionDump | E::UpdateError => FAIL_UP,
         E::HoldExpired => HOLD_UP,
+        E::SendHoldExpired => SEND_HOLD_UP,
         E::KeepaliveExpired => (State::Established, &[Op::SendKeepalive]),
         E::TcpConnectionFails | E::NotificationVersion | E::Notification => LOST_UP,
         E::Keepalive => (State::Established, &[Op::RestartHold]),

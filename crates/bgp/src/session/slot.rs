@@ -21,8 +21,12 @@ use crate::message::{Frame, Notification, keepalive, next_frame};
 const LARGE_HOLD: Duration = Duration::from_secs(240);
 /// How long a TCP connection may take before it is tried anew.
 const CONNECT_RETRY: Duration = Duration::from_secs(5);
-/// First and longest pause before a failed session is tried again; doubled each time.
+/// First and longest pause before a connection that did not come about is tried again; doubled each time.
 const IDLE_HOLD: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+/// Longest pause after a session that ended for a reason (RFC 4271 section 8.1.1, DampPeerOscillations).
+const DAMPED: Duration = Duration::from_secs(60);
+/// A session that was up for so long ended for a new reason: the pauses begin anew.
+const STABLE: Duration = Duration::from_secs(60);
 
 /// What the surroundings lend for one call.
 pub(crate) struct Cx<'a> {
@@ -53,8 +57,11 @@ pub(crate) enum Effect {
 pub(crate) enum Loss {
     /// The connection ended without a NOTIFICATION: perhaps a restart (RFC 4724 section 4.2).
     Connection(String),
-    /// A NOTIFICATION was sent or received: the routes go.
+    /// A NOTIFICATION was sent or received, or the hold timer expired: the routes go, unless both sides take that for
+    /// a restart (RFC 8538).
     Notified(String),
+    /// A Hard Reset, or what we say means the end for good: the routes go.
+    Hard(String),
 }
 
 /// One connection's state machine.
@@ -69,13 +76,18 @@ pub(crate) struct Slot {
     pub(crate) negotiated: Option<Negotiated>,
     /// ConnectRetryCounter (RFC 4271 section 8).
     counter: u32,
-    /// Failures in a row, for the length of the pause.
+    /// Connections in a row that did not come about, for the length of the pause.
     failures: u32,
+    /// Sessions in a row that ended soon and for a reason.
+    flaps: u32,
     connect_retry: Option<Duration>,
     hold: Option<Duration>,
     keepalive: Option<Duration>,
     idle_hold: Option<Duration>,
+    send_hold: Option<Duration>,
     hold_time: Duration,
+    /// Octets given to the shell and not written yet.
+    unsent: usize,
     pub(crate) last_error: Option<String>,
 }
 
@@ -90,18 +102,22 @@ impl Slot {
             negotiated: None,
             counter: 0,
             failures: 0,
+            flaps: 0,
             connect_retry: None,
             hold: None,
             keepalive: None,
             idle_hold: None,
+            send_hold: None,
             hold_time: Duration::ZERO,
+            unsent: 0,
             last_error: None,
         }
     }
 
     /// When something falls due.
     pub(crate) fn deadline(&self) -> Option<Duration> {
-        [self.connect_retry, self.hold, self.keepalive, self.idle_hold].into_iter().flatten().min()
+        let timers = [self.connect_retry, self.hold, self.keepalive, self.idle_hold, self.send_hold];
+        timers.into_iter().flatten().min()
     }
 
     /// The timer that has expired at `now`; it is stopped.
@@ -110,6 +126,8 @@ impl Slot {
         // Hold before keepalive: a peer that is gone needs none.
         if due(&mut self.hold) {
             Some(FsmEvent::HoldExpired)
+        } else if due(&mut self.send_hold) {
+            Some(FsmEvent::SendHoldExpired)
         } else if due(&mut self.keepalive) {
             Some(FsmEvent::KeepaliveExpired)
         } else if due(&mut self.connect_retry) {
@@ -137,8 +155,26 @@ impl Slot {
     }
 
     /// The next whole message, or why the stream is broken.
-    pub(crate) fn next_frame(&mut self) -> Result<Option<Frame>, Notification> {
-        next_frame(&mut self.buffer)
+    pub(crate) fn next_frame(&mut self, max_len: usize) -> Result<Option<Frame>, Notification> {
+        next_frame(&mut self.buffer, max_len)
+    }
+
+    /// The shell has been given octets for the connection.
+    pub(crate) fn gave(&mut self, octets: usize, now: Duration) {
+        self.unsent += octets;
+        // RFC 9687 section 3.2: the timer runs while something waits.
+        let time = self.negotiated.as_ref().map_or(Duration::ZERO, |n| n.send_hold);
+        if self.send_hold.is_none() && self.state == State::Established && !time.is_zero() {
+            self.send_hold = Some(now + time);
+        }
+    }
+
+    /// The shell has written octets: the peer reads.
+    pub(crate) fn wrote(&mut self, octets: usize, now: Duration) {
+        self.unsent = self.unsent.saturating_sub(octets);
+        let time = self.negotiated.as_ref().map_or(Duration::ZERO, |n| n.send_hold);
+        let waits = self.unsent > 0 && self.state == State::Established && !time.is_zero();
+        self.send_hold = waits.then(|| now + time);
     }
 
     /// Runs one event through the machine. `notification` is what it brought, or what `Op::Notify` shall send.
@@ -152,12 +188,15 @@ impl Slot {
         let before = self.state;
         let (next, ops) = transition(self.state, event, self.passive);
         self.state = next;
+        if before == State::Established && next != before && cx.now >= self.since + STABLE {
+            self.flaps = 0;
+        }
         if next != before {
             self.since = cx.now;
             self.idle_hold = None;
         }
         if next < before && before > State::Active {
-            self.note(event, notification.as_ref());
+            self.note(event, before, ops, notification.as_ref());
         }
         for op in ops {
             self.apply(*op, event, before, notification.as_ref(), cx, effects);
@@ -199,6 +238,7 @@ impl Slot {
                 self.send(notification.unwrap_or(&cease).encode(), cx);
             }
             Op::NotifyHold => self.send(Notification::new(code::HOLD, 0).encode(), cx),
+            Op::NotifySendHold => self.send(Notification::new(code::SEND_HOLD, 0).encode(), cx),
             Op::NotifyFsm => self.send(fsm_error(before).encode(), cx),
             Op::Up => {
                 self.failures = 0;
@@ -209,9 +249,12 @@ impl Slot {
                 let why = self.last_error.clone().unwrap_or_default();
                 // A lost collision is no end of the session: another connection goes on with it.
                 let collision = |n: &Notification| (n.code, n.subcode) == (code::CEASE, cease::COLLISION);
-                let survives = event == FsmEvent::TcpConnectionFails || notification.is_some_and(collision);
+                let survives = matches!(event, FsmEvent::TcpConnectionFails | FsmEvent::SendHoldExpired)
+                    || notification.is_some_and(collision);
                 effects.push(Effect::Down(if survives {
                     Loss::Connection(why)
+                } else if notification.is_some_and(Notification::is_hard) {
+                    Loss::Hard(why)
                 } else {
                     Loss::Notified(why)
                 }));
@@ -219,8 +262,15 @@ impl Slot {
             // The caller has the message and processes it when it sees the state.
             Op::Process => {}
             Op::Damp => {
-                let pause = (IDLE_HOLD.0 * 2u32.saturating_pow(self.failures.min(10))).min(IDLE_HOLD.1);
-                self.failures = self.failures.saturating_add(1);
+                // A connection that broke may come back at once; a session that one side ended will end again.
+                let reason = !matches!(event, FsmEvent::TcpConnectionFails | FsmEvent::CollisionDump);
+                let (count, longest) = if before >= State::OpenSent && reason {
+                    (&mut self.flaps, DAMPED)
+                } else {
+                    (&mut self.failures, IDLE_HOLD.1)
+                };
+                let pause = (IDLE_HOLD.0 * 2u32.saturating_pow((*count).min(10))).min(longest);
+                *count = count.saturating_add(1);
                 let pause = if self.passive { Duration::ZERO } else { cx.rng.jitter(pause) };
                 self.idle_hold = Some(cx.now + pause);
             }
@@ -248,10 +298,13 @@ impl Slot {
         self.negotiated = None;
         self.hold = None;
         self.keepalive = None;
+        self.send_hold = None;
+        self.unsent = 0;
     }
 
-    fn send(&self, bytes: Bytes, cx: &mut Cx<'_>) {
+    pub(crate) fn send(&mut self, bytes: Bytes, cx: &mut Cx<'_>) {
         if let Some(conn) = self.conn {
+            self.gave(bytes.len(), cx.now);
             cx.out.push(Action::Send { conn, bytes });
         }
     }
@@ -267,15 +320,19 @@ impl Slot {
     }
 
     /// Remembers why the session failed, for people.
-    fn note(&mut self, event: FsmEvent, notification: Option<&Notification>) {
+    fn note(&mut self, event: FsmEvent, before: State, ops: &[Op], notification: Option<&Notification>) {
         self.last_error = Some(match (event, notification) {
             (FsmEvent::Notification | FsmEvent::NotificationVersion, Some(n)) => format!("peer said: {n}"),
             (_, Some(n)) => format!("we said: {n}"),
+            (FsmEvent::SendHoldExpired, None) => "send hold timer expired: the peer does not read".to_owned(),
             (FsmEvent::HoldExpired, None) => "hold timer expired: nothing came from the peer".to_owned(),
             (FsmEvent::TcpConnectionFails, None) => {
                 self.last_error.take().unwrap_or_else(|| "connection lost".to_owned())
             }
-            (event, None) => format!("{event:?} in {}", self.state),
+            (event, None) if ops.contains(&Op::NotifyFsm) => {
+                format!("we said: {} on {event:?}", fsm_error(before))
+            }
+            (event, None) => format!("{event:?} in {before}"),
         });
     }
 }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::Speaker;
-use super::peer::{INCOMING, OUTGOING, Peer};
-use crate::config::{ConnectMode, Neighbour, Role, SpeakerConfig};
+use super::peer::{Held, INCOMING, OUTGOING, Peer};
+use crate::config::{ConnectMode, Neighbour, NeighbourOptions, Role, SpeakerConfig};
 use crate::event::Action;
 use crate::export::policy::GroupKey;
 use crate::message::Notification;
@@ -30,7 +30,7 @@ impl Speaker {
         let before = std::mem::replace(&mut self.config, Arc::clone(&config));
         self.configure_originated(&before);
         let gone: Vec<IpAddr> =
-            self.peers.keys().filter(|address| !config.neighbours.contains_key(address)).copied().collect();
+            self.peers.keys().filter(|address| config.neighbour_at(**address).is_none()).copied().collect();
         gone.into_iter().for_each(|address| self.remove_peer(address));
         if differs_for_all(&before, &config) {
             let all: Vec<IpAddr> = self.peers.keys().copied().collect();
@@ -42,29 +42,44 @@ impl Speaker {
                 Some(peer) if peer.neighbour == *neighbour => {}
                 Some(_) => self.change_peer(*address, neighbour.clone()),
             }
+            if let Some(peer) = self.peers.get_mut(address) {
+                peer.dynamic = false;
+            }
         }
+        self.follow_ranges(&config);
+        let all: Vec<IpNet> = self.rib.iter().map(|(prefix, _)| *prefix).collect();
         if before.own_addresses != config.own_addresses {
-            let all: Vec<IpNet> = self.rib.iter().map(|(prefix, _)| *prefix).collect();
-            all.into_iter().for_each(|prefix| self.judge(prefix));
+            all.iter().for_each(|prefix| self.judge(*prefix));
+        }
+        let rules = (before.options.med, before.options.multipath);
+        if rules != (config.options.med, config.options.multipath) {
+            all.into_iter().for_each(|prefix| self.rib.reconsider(prefix));
+        }
+        if before.options.maintenance != config.options.maintenance
+            || before.own_addresses != config.own_addresses
+        {
+            let all: Vec<IpAddr> = self.peers.keys().copied().collect();
+            all.into_iter().for_each(|address| self.regroup(address));
         }
     }
 
     fn configure_originated(&mut self, before: &SpeakerConfig) {
         let now = Arc::clone(&self.config);
         for prefix in before.originated.keys().filter(|prefix| !now.originated.contains_key(prefix)) {
-            self.rib.withdraw(*prefix, None);
+            self.rib.withdraw(*prefix, None, 0);
         }
         for (prefix, next_hop) in &now.originated {
             if before.originated.get(prefix) != Some(next_hop) {
                 let attributes = self.interner.intern(PathAttributes::originated(*next_hop));
-                self.rib.announce(*prefix, Path { learned: None, attributes, usable: true });
+                self.rib.announce(*prefix, Path::own(attributes));
             }
         }
     }
 
-    fn add_peer(&mut self, address: IpAddr, neighbour: Neighbour) {
-        let connects = neighbour.connect == ConnectMode::Both;
-        self.peers.insert(address, Peer::new(neighbour, self.now));
+    pub(super) fn add_peer(&mut self, address: IpAddr, neighbour: Neighbour) {
+        let peer = Peer::new(neighbour, self.now);
+        let connects = peer.may_connect();
+        self.peers.insert(address, peer);
         for at in INCOMING {
             self.fire(address, at, FsmEvent::AutomaticStartPassive, None);
         }
@@ -73,14 +88,12 @@ impl Speaker {
         }
     }
 
-    fn remove_peer(&mut self, address: IpAddr) {
+    pub(super) fn remove_peer(&mut self, address: IpAddr) {
         if let Some(peer) = self.peers.get_mut(&address) {
             // Nothing shall wake it again.
             peer.neighbour.connect = ConnectMode::Passive;
         }
-        for at in 0..3 {
-            self.fire(address, at, FsmEvent::ManualStop, Some(Notification::cease(cease::DECONFIGURED)));
-        }
+        self.stop_peer(address, FsmEvent::ManualStop, &Notification::cease(cease::DECONFIGURED));
         self.drop_routes(address);
         if let Some(old) = self.peers.remove(&address).and_then(|peer| peer.armed) {
             self.timers.remove(&(old, address));
@@ -90,26 +103,25 @@ impl Speaker {
 
     /// Ends all connections of a peer; they come again with what is configured now.
     fn reset(&mut self, address: IpAddr) {
-        for at in 0..3 {
-            if self.peers.get(&address).is_some_and(|peer| peer.slots[at].state >= State::OpenSent) {
-                let cease = Notification::cease(cease::CONFIG_CHANGE);
-                self.fire(address, at, FsmEvent::AutomaticStop, Some(cease));
-            }
-        }
+        self.stop_peer(address, FsmEvent::AutomaticStop, &Notification::cease(cease::CONFIG_CHANGE));
         self.drop_routes(address);
     }
 
-    fn change_peer(&mut self, address: IpAddr, neighbour: Neighbour) {
+    pub(super) fn change_peer(&mut self, address: IpAddr, neighbour: Neighbour) {
         let Some(peer) = self.peers.get_mut(&address) else { return };
         let before = std::mem::replace(&mut peer.neighbour, neighbour.clone());
         let external = |role| role == Role::External;
         if before.asn != neighbour.asn
             || before.families != neighbour.families
             || external(before.role) != external(neighbour.role)
+            || needs_new_open(&before.options, &neighbour.options)
         {
             self.reset(address);
         } else {
             self.change_live(address, &before, &neighbour);
+        }
+        if before.options.shutdown != neighbour.options.shutdown {
+            self.change_shutdown(address, neighbour.options.shutdown.as_deref());
         }
         if before.connect != neighbour.connect
             || before.port != neighbour.port
@@ -121,29 +133,54 @@ impl Speaker {
 
     /// What a running session can follow: its role within the AS, import and export.
     fn change_live(&mut self, address: IpAddr, before: &Neighbour, now: &Neighbour) {
-        let routes: Vec<IpNet> =
-            self.peers.get(&address).map(|peer| peer.adj_in.iter().copied().collect()).unwrap_or_default();
-        if before.import != now.import {
-            routes.iter().for_each(|prefix| self.judge(*prefix));
+        let enters = |options: &NeighbourOptions| {
+            (options.import.clone(), options.allow_own_as, options.local_as, options.relation)
+        };
+        if before.import != now.import || enters(&before.options) != enters(&now.options) {
+            self.judge_all_of(address);
         }
         if before.role != now.role {
             // Who else is told of its routes has changed.
+            let routes = self.peers.get(&address).map(|peer| peer.adj_in.iter().map(|nlri| nlri.prefix));
+            let routes: Vec<IpNet> = routes.into_iter().flatten().collect();
             self.pending.extend(routes);
         }
-        let Some(session) = self.peers.get(&address).and_then(|peer| peer.session.as_ref()) else { return };
-        let (old, new) = (session.group.clone(), GroupKey::new(&self.config, now, &session.negotiated));
-        if old == new {
+        self.regroup(address);
+    }
+
+    /// Moves a peer to the group that it belongs to now; it is told the difference.
+    fn regroup(&mut self, address: IpAddr) {
+        let Some(peer) = self.peers.get(&address) else { return };
+        let Some(session) = peer.session.as_ref() else { return };
+        let (old, key) = (session.group, GroupKey::new(&self.config, &peer.neighbour, &session.negotiated));
+        if self.groups.get(&old).is_some_and(|group| *group.key() == key) {
             return;
         }
         self.select();
         self.append_pending();
-        if let Some((unsent, told)) = self.leave(address, &old) {
-            self.group(new.clone()).join_from(address, told, unsent);
+        let moved = self.groups.get_mut(&old).and_then(|group| group.move_out(address));
+        let new = self.group(key);
+        if let (Some(moved), Some(group)) = (moved, self.groups.get_mut(&new)) {
+            group.join_from(address, moved);
         }
         if let Some(session) = self.peers.get_mut(&address).and_then(|peer| peer.session.as_mut()) {
             session.group = new;
         }
+        self.prune(old);
         self.pull(address);
+    }
+
+    /// The operator has shut a session down, or lets it come again.
+    fn change_shutdown(&mut self, address: IpAddr, words: Option<&str>) {
+        let Some(words) = words else { return self.release(address) };
+        if let Some(peer) = self.peers.get_mut(&address) {
+            let why = format!("shut down by the operator: {words}");
+            peer.last_error = Some(why.clone());
+            peer.held = Some(Held { until: None, why });
+        }
+        self.stop_peer(address, FsmEvent::AutomaticStop, &Notification::shutdown(words));
+        self.fire(address, OUTGOING, FsmEvent::ManualStop, None);
+        self.drop_routes(address);
     }
 
     /// How we connect has changed: an attempt under way begins anew, a session stays.
@@ -153,11 +190,26 @@ impl Speaker {
             return;
         }
         self.fire(address, OUTGOING, FsmEvent::ManualStop, None);
-        let free = |peer: &Peer| peer.session.is_none() && peer.slots[OUTGOING].state == State::Idle;
+        let free = |peer: &Peer| {
+            peer.session.is_none() && peer.slots[OUTGOING].state == State::Idle && peer.held.is_none()
+        };
         if now.connect == ConnectMode::Both && self.peers.get(&address).is_some_and(free) {
             self.fire(address, OUTGOING, FsmEvent::AutomaticStart, None);
         }
     }
+}
+
+/// Whether what our OPEN to a neighbour says, or what its routes were read with, has changed.
+fn needs_new_open(before: &NeighbourOptions, now: &NeighbourOptions) -> bool {
+    let said = |options: &NeighbourOptions| {
+        (
+            (options.hold_time, options.send_hold, options.extended_messages, options.enhanced_refresh),
+            (options.extended_next_hop, options.add_path.receive, options.add_path.send > 0),
+            (options.relation, options.relation_strict, options.long_lived),
+            (options.local_as.map(|local| local.asn), options.first_as),
+        )
+    };
+    said(before) != said(now)
 }
 
 /// Whether what every OPEN or every reflected route says has changed.
@@ -166,4 +218,9 @@ fn differs_for_all(before: &SpeakerConfig, now: &SpeakerConfig) -> bool {
         || before.router_id != now.router_id
         || before.effective_cluster_id() != now.effective_cluster_id()
         || before.graceful_restart.is_some() != now.graceful_restart.is_some()
+        || notifications(before) != notifications(now)
+}
+
+fn notifications(config: &SpeakerConfig) -> bool {
+    config.graceful_restart.as_ref().is_some_and(|restart| restart.notifications)
 }

@@ -12,7 +12,7 @@ use crate::event::{Action, ConnId};
 use crate::message::notification::{cease, code};
 use crate::message::open::Open;
 use crate::message::update::Update;
-use crate::message::{Frame, MessageType, Notification, refresh};
+use crate::message::{Frame, MAX_EXTENDED_LEN, MAX_LEN, MessageType, Notification, refresh};
 use crate::session::fsm::{FsmEvent, State};
 use crate::session::negotiated::Negotiated;
 
@@ -22,8 +22,11 @@ const COLLISION_WINDOW: Duration = Duration::from_secs(10);
 
 impl Speaker {
     pub(super) fn on_accepted(&mut self, conn: ConnId, remote: IpAddr) {
-        let Some(peer) = self.peers.get(&remote).filter(|_| !self.stopped) else {
-            // Unknown peers are told so (RFC 4486: Connection Rejected).
+        if !self.stopped && !self.peers.contains_key(&remote) {
+            self.add_from_range(remote);
+        }
+        let Some(peer) = self.peers.get(&remote).filter(|peer| !self.stopped && peer.held.is_none()) else {
+            // Whoever is unknown, or may not connect now, is told so (RFC 4486: Connection Rejected).
             if !self.stopped {
                 let bytes = Notification::cease(cease::REJECTED).encode();
                 self.actions.push(Action::Send { conn, bytes });
@@ -81,15 +84,17 @@ impl Speaker {
 
     pub(super) fn on_received(&mut self, conn: ConnId, bytes: &Bytes) {
         let Some((address, at)) = self.conns.get(&conn).copied() else { return };
-        if let Some(peer) = self.peers.get_mut(&address) {
-            peer.slots[at].receive(bytes);
-        }
+        let Some(peer) = self.peers.get_mut(&address) else { return };
+        peer.slots[at].receive(bytes);
+        // RFC 8654 section 4: whoever offers extended messages takes them.
+        let extended = peer.neighbour.options.extended_messages;
+        let max_len = if extended { MAX_EXTENDED_LEN } else { MAX_LEN };
         // Each message may end the connection; what stands behind it is then nobody's.
         while let Some(slot) = self.peers.get_mut(&address).map(|peer| &mut peer.slots[at]) {
             if !slot.is_on(conn) {
                 return;
             }
-            match slot.next_frame() {
+            match slot.next_frame(max_len) {
                 Ok(None) => return,
                 Ok(Some(frame)) => self.on_message(address, at, frame),
                 Err(notification) => self.fire(address, at, FsmEvent::HeaderError, Some(notification)),
@@ -108,13 +113,28 @@ impl Speaker {
                 let event = if version { FsmEvent::NotificationVersion } else { FsmEvent::Notification };
                 self.fire(address, at, event, Some(notification));
             }
-            MessageType::RouteRefresh => {
-                let up = self.is_session(address, at);
-                self.fire(address, at, FsmEvent::RouteRefresh, None);
-                if let (true, Some(family)) = (up, refresh::decode(frame.body)) {
-                    self.on_refresh(address, family);
-                }
-            }
+            MessageType::RouteRefresh => self.on_refresh_frame(address, at, frame.body),
+        }
+    }
+
+    fn on_refresh_frame(&mut self, address: IpAddr, at: usize, body: Bytes) {
+        if body.len() != 4 {
+            let whole = crate::message::whole(MessageType::RouteRefresh, &body);
+            let session = self.peers.get(&address).and_then(|peer| peer.session.as_ref());
+            let enhanced = session.is_some_and(|s| s.slot == at && s.negotiated.enhanced_refresh);
+            // RFC 7313 section 5 for its markers, RFC 4271 6.1 for all else.
+            let notification = if enhanced && matches!(body.get(2), Some(1 | 2)) {
+                Notification::with_data(code::REFRESH, 1, &whole)
+            } else {
+                Notification::with_data(code::HEADER, 2, &whole[16..18])
+            };
+            self.fire(address, at, FsmEvent::HeaderError, Some(notification));
+            return;
+        }
+        let up = self.is_session(address, at);
+        self.fire(address, at, FsmEvent::RouteRefresh, None);
+        if let (true, Some((subtype, family))) = (up, refresh::decode(body)) {
+            self.on_refresh_message(address, subtype, family);
         }
     }
 
@@ -146,8 +166,12 @@ impl Speaker {
             self.fire(address, at, FsmEvent::Open, None);
             return;
         }
-        let checked =
-            Open::decode(body).and_then(|open| Negotiated::new(&self.config, &peer.neighbour, &open));
+        let opened = Open::decode(body);
+        if let Ok(open) = &opened {
+            self.take_as_from_range(address, open.asn);
+        }
+        let Some(peer) = self.peers.get(&address) else { return };
+        let checked = opened.and_then(|open| Negotiated::new(&self.config, &peer.neighbour, &open));
         let negotiated = match checked {
             Ok(negotiated) => negotiated,
             Err(notification) => {
@@ -206,7 +230,8 @@ impl Speaker {
         }
         // RFC 4271 6.8, RFC 6286 section 2.3: the connection that the higher identifier opened lives; of equal ones
         // that of the higher AS number. Both sides come to the same answer, in whatever order the OPENs arrive.
-        let ours = (self.config.router_id, self.config.asn.number());
+        let local = peer.neighbour.options.local_as.map_or(self.config.asn, |local| local.asn);
+        let ours = (self.config.router_id, local.number());
         let remote = match peer.neighbour.role {
             Role::External => peer.neighbour.asn.number(),
             Role::Mesh | Role::Client | Role::Reflector => ours.1,

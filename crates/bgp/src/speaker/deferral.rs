@@ -39,13 +39,16 @@ impl Deferral {
 impl Speaker {
     /// Begins to wait, if there is somebody to wait for.
     pub(super) fn begin_deferral(&mut self, config: &SpeakerConfig, restarted: Option<Restarted>) {
-        let known = |peer: &IpAddr| config.neighbours.contains_key(peer);
+        let known = |peer: &IpAddr| config.neighbour_at(*peer).is_some();
         let peers: BTreeSet<IpAddr> =
             restarted.into_iter().flat_map(|restarted| restarted.peers).filter(known).collect();
         match &config.graceful_restart {
             Some(restart) if !peers.is_empty() => {
                 let offers = |family: Family| {
-                    let all = peers.iter().filter(|peer| config.neighbours[*peer].families.contains(family));
+                    let speaks = |peer: &&IpAddr| {
+                        config.neighbour_at(**peer).is_some_and(|n| n.families.contains(family))
+                    };
+                    let all = peers.iter().filter(speaks);
                     (family, all.copied().collect::<BTreeSet<IpAddr>>())
                 };
                 let waiting = Family::ALL.into_iter().map(offers).filter(|(_, p)| !p.is_empty()).collect();
@@ -59,7 +62,7 @@ impl Speaker {
     /// Families of which a group's initial table is complete.
     pub(super) fn settled_families(&self, key: &GroupKey) -> Families {
         let Some(deferral) = &self.deferral else { return Families::BOTH };
-        let role = |peer: &IpAddr| self.config.neighbours.get(peer).map(|neighbour| neighbour.role);
+        let role = |peer: &IpAddr| self.config.neighbour_at(*peer).map(|neighbour| neighbour.role);
         let hears = deferral.expected.iter().filter_map(role).any(|role| key.hears(Some(role)));
         let deferred = if hears { deferral.families() } else { Families::NONE };
         Family::ALL.into_iter().filter(|family| !deferred.contains(*family)).collect()

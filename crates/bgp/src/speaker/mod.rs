@@ -7,13 +7,15 @@
 //! | `connections.rs` | connections, messages, collisions (RFC 4271 6.8) |
 //! | `sessions.rs` | a session comes up or goes; stale routes of the peer (RFC 4724 4.2) |
 //! | `deferral.rs` | our own restart (RFC 4724 4.1) |
-//! | `routes.rs` | UPDATEs into the RIB, import rule |
+//! | `ranges.rs` | neighbours that nobody lists |
+//! | `routes.rs` | UPDATEs into the RIB, import rule and filter, limits |
 //! | `report.rs` | what people see |
 
 mod configure;
 mod connections;
 mod deferral;
 mod peer;
+mod ranges;
 mod report;
 mod routes;
 mod sessions;
@@ -28,17 +30,16 @@ use ipnet::IpNet;
 use crate::config::{Claims, Restarted, SpeakerConfig};
 use crate::event::{Action, AfterStop, ConnId, Event};
 use crate::export::group::{Group, Limits, Out};
-use crate::export::policy::GroupKey;
 use crate::message::Notification;
 use crate::message::notification::cease;
-use crate::rib::{Interner, Path, Rib};
+use crate::rib::{Destination, Interner, Path, Rib, Rules};
 use crate::session::fsm::FsmEvent;
 use crate::session::negotiated::{RestartBits, our_open};
 use crate::session::rng::Rng;
 use crate::session::slot::{Cx, Effect};
 use crate::types::{Families, Family};
 use deferral::Deferral;
-use peer::Peer;
+use peer::{GroupId, Peer};
 
 /// Shortest and longest time between two flushes, and how many times the cost of the last one.
 const PACE: (Duration, Duration, u32) = (Duration::from_millis(2), Duration::from_millis(50), 4);
@@ -60,13 +61,15 @@ pub struct Speaker {
     timers: BTreeSet<(Duration, IpAddr)>,
     rib: Rib,
     interner: Interner,
-    groups: BTreeMap<GroupKey, Group>,
+    groups: BTreeMap<GroupId, Group>,
     limits: Limits,
     /// Best paths that changed and are not yet in the groups' logs.
     pending: BTreeSet<IpNet>,
     flushed_at: Duration,
     pace: Duration,
     deferral: Option<Deferral>,
+    /// Neighbours from ranges of which perhaps nothing is left.
+    leaving: BTreeSet<IpAddr>,
     /// Families whose deferral ended in this step.
     settling: Families,
     forwarding_preserved: bool,
@@ -106,6 +109,7 @@ impl Speaker {
             flushed_at: now,
             pace: PACE.0,
             deferral: None,
+            leaving: BTreeSet::new(),
             settling: Families::NONE,
             forwarding_preserved: restarted.as_ref().is_some_and(|r| r.forwarding_preserved),
             stopped: false,
@@ -128,10 +132,18 @@ impl Speaker {
             Event::Received { conn, bytes } => self.on_received(conn, &bytes),
             Event::Sent { conn, bytes } => self.on_sent(conn, bytes),
             Event::Closed { conn, reason } => self.on_closed(conn, reason),
+            Event::Reset { peer, words } => {
+                self.stop_peer(peer, FsmEvent::AutomaticStop, &Notification::reset(&words));
+                self.drop_routes(peer);
+                self.release(peer);
+            }
+            Event::Refresh { peer } => self.ask_refresh(peer),
+            Event::Lost { peer, purge, reason } => self.on_lost(peer, purge, reason),
             Event::Flushed { took } => self.pace = (took * PACE.2).clamp(PACE.0, PACE.1),
             Event::Stopped { routes } => self.on_stopped(routes),
         }
         self.on_timers();
+        self.forget_gone();
         self.settle();
         out.append(&mut self.actions);
     }
@@ -162,6 +174,8 @@ impl Speaker {
                 }
             }
             self.check_stale_timers(address);
+            self.check_refresh_timers(address);
+            self.check_held(address);
             self.rearm(address);
         }
     }
@@ -170,6 +184,9 @@ impl Speaker {
     fn rearm(&mut self, address: IpAddr) {
         let Some(peer) = self.peers.get_mut(&address) else { return };
         let deadline = if self.stopped { None } else { peer.deadline() };
+        if peer.is_gone() {
+            self.leaving.insert(address);
+        }
         if peer.armed != deadline {
             if let Some(old) = std::mem::replace(&mut peer.armed, deadline) {
                 self.timers.remove(&(old, address));
@@ -234,17 +251,23 @@ impl Speaker {
 
     fn select(&mut self) {
         let deferred = self.deferral.as_ref().map_or(Families::NONE, Deferral::families);
-        for change in self.rib.select(|prefix| deferred.contains(Family::of(prefix))) {
+        let rules = self.rules();
+        let several = self.several_paths();
+        for change in self.rib.select(&rules, several, |prefix| deferred.contains(Family::of(prefix))) {
             self.pending.insert(change.prefix);
-            let next_hop = |path: &Option<Path>| {
-                path.as_ref().filter(|path| path.learned.is_some()).map(|path| path.attributes.path.next_hop)
-            };
-            let (old, new) = (next_hop(&change.old), next_hop(&change.new));
-            if old != new {
-                let next_hops = new.into_iter().collect();
+            if let Some(next_hops) = change.next_hops {
                 self.actions.push(Action::RouteChanged { prefix: change.prefix, next_hops });
             }
         }
+    }
+
+    fn rules(&self) -> Rules {
+        Rules { med: self.config.options.med, multipath: self.config.options.multipath }
+    }
+
+    /// Whether somebody is told more than the best path.
+    fn several_paths(&self) -> bool {
+        self.groups.values().any(|group| !group.key().encoding.add_path.is_empty())
     }
 
     /// Brings pending changes into all groups' logs and gives every member what it may have.
@@ -259,11 +282,16 @@ impl Speaker {
         if pending.is_empty() {
             return;
         }
+        let (rules, several) = (self.rules(), self.several_paths());
+        let deferred = self.deferral.as_ref().map_or(Families::NONE, Deferral::families);
         let (rib, peers) = (&self.rib, &self.peers);
+        let limit = |prefix: &IpNet| {
+            if several && !deferred.contains(Family::of(prefix)) { usize::MAX } else { 1 }
+        };
+        let paths =
+            |prefix: &IpNet| rib.get(prefix).map_or(vec![], |dest| outs(peers, dest, &rules, limit(prefix)));
         for group in self.groups.values_mut() {
-            group.update(
-                pending.iter().map(|prefix| (*prefix, rib.best(prefix).map(|path| out(peers, path)))),
-            );
+            group.update(pending.iter().map(|prefix| (*prefix, paths(prefix))));
         }
     }
 
@@ -275,19 +303,29 @@ impl Speaker {
 
     /// Gives one member what it may have.
     fn pull(&mut self, member: IpAddr) {
-        let Some((key, conn)) = self.peers.get(&member).and_then(Peer::up) else { return };
-        let Some(group) = self.groups.get_mut(key) else { return };
-        let mut bytes = vec![];
-        group.pull(member, &mut bytes);
-        self.actions.extend(bytes.into_iter().map(|bytes| Action::Send { conn, bytes }));
+        let Some(peer) = self.peers.get_mut(&member) else { return };
+        let Some(session) = &peer.session else { return };
+        let Some(group) = self.groups.get_mut(&session.group) else { return };
+        let pieces = group.pull(member);
+        if !pieces.is_empty() {
+            let (conn, slot) = (session.conn, session.slot);
+            peer.slots[slot].gave(pieces.iter().map(bytes::Bytes::len).sum(), self.now);
+            self.actions.extend(pieces.into_iter().map(|bytes| Action::Send { conn, bytes }));
+            self.rearm(member);
+        }
     }
 
     fn on_sent(&mut self, conn: ConnId, bytes: usize) {
-        let Some((address, _)) = self.conns.get(&conn).copied() else { return };
-        let Some((key, session)) = self.peers.get(&address).and_then(Peer::up) else { return };
-        if session == conn && self.groups.get_mut(key).is_some_and(|group| group.wrote(address, bytes)) {
+        let Some((address, at)) = self.conns.get(&conn).copied() else { return };
+        let Some(peer) = self.peers.get_mut(&address) else { return };
+        peer.slots[at].wrote(bytes, self.now);
+        if let Some((group, session)) = peer.up()
+            && session == conn
+            && self.groups.get_mut(&group).is_some_and(|group| group.wrote(address, bytes))
+        {
             self.pull(address);
         }
+        self.rearm(address);
     }
 
     fn on_stopped(&mut self, routes: AfterStop) {
@@ -305,7 +343,10 @@ impl Speaker {
                     // RFC 4724: only an end without a NOTIFICATION lets the peer keep our routes.
                     self.fire(address, at, FsmEvent::TcpConnectionFails, None);
                 } else {
+                    let negotiated = self.peers.get(&address).and_then(|p| p.slots[at].negotiated.as_ref());
+                    let hard = negotiated.is_some_and(|negotiated| negotiated.notifications_restart);
                     let cease = Notification::cease(cease::SHUTDOWN);
+                    let cease = if hard { cease.hard() } else { cease };
                     self.fire(address, at, FsmEvent::ManualStop, Some(cease));
                 }
             }
@@ -316,8 +357,9 @@ impl Speaker {
     }
 }
 
-/// A best path as the groups want it: with the role of the neighbour that it came from, as it is now.
-fn out(peers: &BTreeMap<IpAddr, Peer>, path: &Path) -> Out {
-    let from = path.source().and_then(|source| peers.get(&source)).map(|peer| peer.neighbour.role);
-    Out { path: path.clone(), from }
+/// The best paths as the groups want them: with the role of the neighbour that each came from, as it is now.
+fn outs(peers: &BTreeMap<IpAddr, Peer>, of: &Destination, rules: &Rules, limit: usize) -> Vec<Out> {
+    let role = |path: &Path| path.source().and_then(|source| peers.get(&source)).map(|p| p.neighbour.role);
+    let paths = of.ranked(rules, limit).into_iter();
+    paths.map(|path| Out { path: path.clone(), from: role(path) }).collect()
 }

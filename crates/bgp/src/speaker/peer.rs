@@ -1,23 +1,25 @@
 //! A neighbour: its three connection slots, the session on one of them, and what it told us.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::IpNet;
-
 use crate::config::{ConnectMode, Neighbour};
 use crate::event::ConnId;
-use crate::export::policy::GroupKey;
+use crate::message::Nlri;
 use crate::rib::Learned;
 use crate::session::fsm::State;
 use crate::session::negotiated::Negotiated;
 use crate::session::slot::Slot;
+use crate::types::{Families, Family};
 
 /// The slot that connects.
 pub(super) const OUTGOING: usize = 0;
 /// The slots that are connected to.
 pub(super) const INCOMING: [usize; 2] = [1, 2];
+
+/// Number of an update group.
+pub(super) type GroupId = u32;
 
 /// An established session.
 #[derive(Debug)]
@@ -27,24 +29,46 @@ pub(super) struct Session {
     pub(super) conn: ConnId,
     pub(super) learned: Arc<Learned>,
     pub(super) negotiated: Negotiated,
-    pub(super) group: GroupKey,
+    pub(super) group: GroupId,
+    /// Paths that the peer has not told again since its BoRR (RFC 7313 section 4), per family, and until when it may.
+    pub(super) refreshing: BTreeMap<Family, (BTreeSet<Nlri>, Duration)>,
+}
+
+/// A neighbour that may not have a session for now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Held {
+    /// None: until the operator says so.
+    pub(super) until: Option<Duration>,
+    /// For people.
+    pub(super) why: String,
 }
 
 #[derive(Debug)]
 pub(super) struct Peer {
     pub(super) neighbour: Neighbour,
+    /// It is known by a range only, and forgotten when it is gone.
+    pub(super) dynamic: bool,
     pub(super) slots: [Slot; 3],
     pub(super) session: Option<Session>,
-    /// Prefixes of which it gave us a path.
-    pub(super) adj_in: BTreeSet<IpNet>,
-    /// Of these: kept over its restart and not refreshed yet (RFC 4724 section 4.2).
-    pub(super) stale: BTreeSet<IpNet>,
+    /// Paths that it gave us.
+    pub(super) adj_in: BTreeSet<Nlri>,
+    /// How many of them are of IPv4, and of IPv6.
+    pub(super) counts: [u32; 2],
+    /// Families whose count was warned about in this session.
+    pub(super) warned: Families,
+    /// Of the paths: kept over its restart and not refreshed yet (RFC 4724 section 4.2).
+    pub(super) stale: BTreeSet<Nlri>,
     /// The restart timer: the session must be back by then.
     pub(super) restart_until: Option<Duration>,
     /// The upper bound for all stale routes, from the first loss on.
     pub(super) stale_until: Option<Duration>,
+    /// How long its stale routes are kept beyond the restart time, per family (RFC 9494).
+    pub(super) long_lived: BTreeMap<Family, Duration>,
+    /// Families whose stale routes are a last resort now, and until when.
+    pub(super) last_resort: BTreeMap<Family, Duration>,
     /// Whether the session has been up in this life: the F bit may say so.
     pub(super) was_up: bool,
+    pub(super) held: Option<Held>,
     pub(super) last_error: Option<String>,
     /// What stands in the speaker's timers for it.
     pub(super) armed: Option<Duration>,
@@ -52,16 +76,24 @@ pub(super) struct Peer {
 
 impl Peer {
     pub(super) fn new(neighbour: Neighbour, now: Duration) -> Self {
+        let why = |words: &String| format!("shut down by the operator: {words}");
+        let held = neighbour.options.shutdown.as_ref().map(|words| Held { until: None, why: why(words) });
         Self {
             neighbour,
+            dynamic: false,
             slots: [Slot::new(false, now), Slot::new(true, now), Slot::new(true, now)],
             session: None,
             adj_in: BTreeSet::new(),
+            counts: [0; 2],
+            warned: Families::NONE,
             stale: BTreeSet::new(),
             restart_until: None,
             stale_until: None,
+            long_lived: BTreeMap::new(),
+            last_resort: BTreeMap::new(),
             was_up: false,
-            last_error: None,
+            last_error: held.as_ref().map(|held| held.why.clone()),
+            held,
             armed: None,
         }
     }
@@ -69,7 +101,15 @@ impl Peer {
     /// When something falls due.
     pub(super) fn deadline(&self) -> Option<Duration> {
         let timers = self.slots.iter().filter_map(Slot::deadline);
-        timers.chain(self.restart_until).chain(self.stale_until).min()
+        let held = self.held.as_ref().and_then(|held| held.until);
+        let refreshing = self.session.iter().flat_map(|session| session.refreshing.values());
+        timers
+            .chain(self.restart_until)
+            .chain(self.stale_until)
+            .chain(self.last_resort.values().copied())
+            .chain(held)
+            .chain(refreshing.map(|(_, until)| *until))
+            .min()
     }
 
     /// The slot that has come furthest.
@@ -88,13 +128,51 @@ impl Peer {
 
     /// Whether the connecting slot should be woken: it rests, it may connect, and no other connection is on its way.
     pub(super) fn should_wake(&self) -> bool {
-        self.neighbour.connect == ConnectMode::Both
+        self.may_connect()
             && self.slots[OUTGOING].rests()
             && INCOMING.into_iter().all(|at| self.slots[at].state < State::OpenSent)
     }
 
-    /// Address of the session's group and connection, if up.
-    pub(super) fn up(&self) -> Option<(&GroupKey, ConnId)> {
-        self.session.as_ref().map(|session| (&session.group, session.conn))
+    /// Whether we may open a connection to it.
+    pub(super) fn may_connect(&self) -> bool {
+        self.neighbour.connect == ConnectMode::Both && self.held.is_none()
     }
+
+    /// Number of the session's group and its connection, if up.
+    pub(super) fn up(&self) -> Option<(GroupId, ConnId)> {
+        self.session.as_ref().map(|session| (session.group, session.conn))
+    }
+
+    /// Whether nothing is left of a neighbour that came from a range.
+    pub(super) fn is_gone(&self) -> bool {
+        let idle = self.slots.iter().all(|slot| slot.conn.is_none());
+        self.dynamic && idle && self.session.is_none() && self.adj_in.is_empty() && self.held.is_none()
+    }
+
+    /// Takes a path in. True: there was none.
+    pub(super) fn insert(&mut self, nlri: Nlri) -> bool {
+        let new = self.adj_in.insert(nlri);
+        if new {
+            self.counts[slot_of(Family::of(&nlri.prefix))] += 1;
+        }
+        new
+    }
+
+    /// Lets a path go. True: there was one.
+    pub(super) fn remove(&mut self, nlri: &Nlri) -> bool {
+        let gone = self.adj_in.remove(nlri);
+        if gone {
+            self.counts[slot_of(Family::of(&nlri.prefix))] -= 1;
+        }
+        gone
+    }
+
+    /// Paths of a family.
+    pub(super) fn count(&self, family: Family) -> u32 {
+        self.counts[slot_of(family)]
+    }
+}
+
+fn slot_of(family: Family) -> usize {
+    usize::from(family == Family::Ipv6)
 }

@@ -5,19 +5,25 @@ use std::net::IpAddr;
 
 use super::Speaker;
 use super::peer::Peer;
+use crate::config::SpeakerConfig;
 use crate::event::{PeerStatus, RouteStatus};
+use crate::message::Nlri;
+use crate::message::attribute::PathAttributes;
 use crate::rib::decision::local_pref;
 
 impl Speaker {
+    /// The configuration in force.
+    pub fn config(&self) -> &SpeakerConfig {
+        &self.config
+    }
+
     /// All sessions, by address.
     pub fn peers(&self) -> Vec<PeerStatus> {
         let mut all = Vec::with_capacity(self.peers.len());
         for (address, peer) in &self.peers {
             let slot = peer.furthest();
             let group = peer.session.as_ref().and_then(|session| self.groups.get(&session.group));
-            let usable = |prefix: &&ipnet::IpNet| {
-                self.rib.path(prefix, Some(*address)).is_some_and(|path| path.usable)
-            };
+            let usable = |nlri: &&Nlri| self.rib.path(nlri, Some(*address)).is_some_and(|path| path.usable);
             all.push(PeerStatus {
                 name: peer.neighbour.name.clone(),
                 address: *address,
@@ -29,7 +35,7 @@ impl Speaker {
                 usable: peer.adj_in.iter().filter(usable).count(),
                 stale: peer.stale.len(),
                 advertised: group.map_or(0, |group| group.advertised(*address)),
-                last_error: peer.last_error.clone(),
+                last_error: peer.held.as_ref().map(|held| held.why.clone()).or(peer.last_error.clone()),
             });
         }
         all
@@ -50,13 +56,30 @@ impl Speaker {
                     originator_id: attributes.originator_id,
                     local_pref: local_pref(path),
                     as_path: attributes.as_path.to_string(),
-                    best: destination.best().is_some_and(|best| best.source() == from),
+                    best: destination.best().is_some_and(|best| best.same_as(path)),
                     usable: path.usable,
-                    stale: peer.is_some_and(|peer| peer.stale.contains(prefix)),
+                    stale: peer.is_some_and(|peer| {
+                        peer.stale.contains(&Nlri { prefix: *prefix, id: path.their_id })
+                    }),
                 });
             }
         }
         all
+    }
+
+    /// What a peer has been told, when it has read all; nothing without a session.
+    pub fn advertised(&self, peer: IpAddr) -> Vec<(Nlri, PathAttributes)> {
+        let session = self.peers.get(&peer).and_then(|peer| peer.session.as_ref());
+        let group = session.and_then(|session| self.groups.get(&session.group));
+        let told = group.into_iter().flat_map(|group| group.told_to(peer));
+        told.map(|(nlri, attributes)| (*nlri, attributes.clone())).collect()
+    }
+
+    /// What a peer has told us, as it came.
+    pub fn received(&self, peer: IpAddr) -> Vec<(Nlri, PathAttributes)> {
+        let all = self.peers.get(&peer).into_iter().flat_map(|peer| &peer.adj_in);
+        let path = |nlri: &Nlri| Some((*nlri, self.rib.path(nlri, Some(peer))?.received.path.clone()));
+        all.filter_map(path).collect()
     }
 
     /// Peers whose routes are in use: with a session, or with routes kept over their restart. After a restart of our

@@ -1,17 +1,26 @@
-//! UPDATEs into the RIB (RFC 4271 9.1.1), loop rules (RFC 4456 section 8), and the import rule.
+//! UPDATEs into the RIB (RFC 4271 9.1.1), loop rules (RFC 4456 section 8), import rule and filter, limits.
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 
 use super::Speaker;
-use crate::config::{Claims, Import};
+use super::peer::{Held, Peer};
+use crate::config::{Claims, Import, Neighbour, Relation, Role, SpeakerConfig};
 use crate::event::Action;
-use crate::message::attribute::PathAttributes;
+use crate::filter::{Subject, Verdict};
+use crate::message::attribute::{GRACEFUL_SHUTDOWN, LLGR_STALE, PathAttributes, kind};
+use crate::message::refresh::{self, Subtype};
 use crate::message::update::Update;
-use crate::rib::Path;
+use crate::message::{Nlri, Notification};
+use crate::rib::{Attributes, Interner, Path};
+use crate::session::fsm::FsmEvent;
 use crate::types::{Families, Family};
+
+/// How long a peer may take from its BoRR to its EoRR (RFC 7313 section 4 asks for an upper bound).
+const REFRESH_TIME: Duration = Duration::from_secs(360);
 
 impl Speaker {
     pub(super) fn on_update(&mut self, address: IpAddr, update: Update) {
@@ -21,7 +30,7 @@ impl Speaker {
         }
         self.remove_routes(address, update.withdrawn);
         for (attributes, prefixes) in update.announced {
-            match self.loop_in(&attributes) {
+            match self.loop_in(address, &attributes) {
                 // The prefix has no longer the route that it had: it is withdrawn, never left as it was.
                 Some(what) => {
                     let what = format!("{} prefixes: {what}", prefixes.len());
@@ -39,8 +48,12 @@ impl Speaker {
     }
 
     /// Why a route has come back to where it was.
-    fn loop_in(&self, attributes: &PathAttributes) -> Option<&'static str> {
-        if attributes.as_path.contains(self.config.asn.number()) {
+    fn loop_in(&self, address: IpAddr, attributes: &PathAttributes) -> Option<&'static str> {
+        let options = self.peers.get(&address).map(|peer| &peer.neighbour.options);
+        let allowed = options.map_or(0, |options| options.allow_own_as);
+        let local = options.and_then(|options| options.local_as).map(|local| local.asn.number());
+        let mut ours = std::iter::once(self.config.asn.number()).chain(local);
+        if ours.any(|asn| attributes.as_path.count(asn) > allowed) {
             return Some("our AS number is in the AS path"); // RFC 4271 9.1.2
         }
         if attributes.originator_id == Some(self.config.router_id) {
@@ -52,20 +65,64 @@ impl Speaker {
         None
     }
 
-    fn announce(&mut self, address: IpAddr, attributes: PathAttributes, prefixes: Vec<IpNet>) {
-        let attributes = self.interner.intern(attributes);
+    fn announce(&mut self, address: IpAddr, attributes: PathAttributes, prefixes: Vec<Nlri>) {
+        let received = self.interner.intern(attributes);
         let Some(peer) = self.peers.get_mut(&address) else { return };
-        let Some(session) = &peer.session else { return };
-        for prefix in prefixes {
-            let usable = usable(&self.claims, peer.neighbour.import, &prefix, &attributes.path)
-                && !self.config.own_addresses.contains(&attributes.path.next_hop);
-            peer.adj_in.insert(prefix);
-            peer.stale.remove(&prefix);
-            let (learned, attributes) = (Some(Arc::clone(&session.learned)), Arc::clone(&attributes));
-            self.rib.announce(prefix, Path { learned, attributes, usable });
+        let Some(session) = &mut peer.session else { return };
+        let learned = Arc::clone(&session.learned);
+        let mut importer =
+            Importer { claims: &self.claims, config: &self.config, interner: &mut self.interner };
+        for nlri in &prefixes {
+            if let Some((waiting, _)) = session.refreshing.get_mut(&Family::of(&nlri.prefix)) {
+                waiting.remove(nlri);
+            }
+        }
+        let mut exceeded = None;
+        for nlri in prefixes {
+            if peer.insert(nlri) {
+                let family = Family::of(&nlri.prefix);
+                let over = |max: &&crate::config::MaxPrefixes| peer.count(family) > max.limit;
+                if let Some(max) = peer.neighbour.options.max_prefixes.get(&family).filter(over) {
+                    exceeded = Some((family, *max));
+                    break;
+                }
+            }
+            peer.stale.remove(&nlri);
+            let (usable, attributes) = importer.import(&peer.neighbour, address, &nlri.prefix, &received);
+            let (learned, received) = (Some(Arc::clone(&learned)), Arc::clone(&received));
+            let path = Path { learned, their_id: nlri.id, our_id: 0, received, attributes, usable };
+            self.rib.announce(nlri.prefix, path);
         }
         if peer.stale.is_empty() {
             peer.stale_until = None;
+            peer.last_resort.clear();
+        }
+        match exceeded {
+            Some((family, max)) => self.on_too_many(address, family, max),
+            None => self.warn_of_many(address),
+        }
+    }
+
+    /// RFC 4486 section 4: the session ends, and comes again when the restart timer says so.
+    fn on_too_many(&mut self, address: IpAddr, family: Family, max: crate::config::MaxPrefixes) {
+        let why = format!("more than {} prefixes of {family}", max.limit);
+        if let Some(peer) = self.peers.get_mut(&address) {
+            peer.held = Some(Held { until: max.restart.map(|time| self.now + time), why });
+        }
+        self.stop_peer(address, FsmEvent::AutomaticStop, &Notification::max_prefixes(family, max.limit));
+        self.drop_routes(address);
+    }
+
+    fn warn_of_many(&mut self, address: IpAddr) {
+        let Some(peer) = self.peers.get_mut(&address) else { return };
+        for (family, max) in &peer.neighbour.options.max_prefixes {
+            let (count, percent) = (peer.count(*family), u64::from(max.warn_percent));
+            let many = u64::from(count) * 100 >= u64::from(max.limit) * percent;
+            if percent > 0 && many && !peer.warned.contains(*family) {
+                peer.warned.insert(*family);
+                let what = format!("{count} prefixes of {family}, {} are allowed", max.limit);
+                self.actions.push(Action::Warned { peer: address, what });
+            }
         }
     }
 
@@ -80,32 +137,199 @@ impl Speaker {
         }
     }
 
-    /// Applies the import rule to a prefix again.
+    /// Applies import rule and filters to a prefix again.
     pub(super) fn judge(&mut self, prefix: IpNet) {
-        let (claims, peers, own) = (&self.claims, &self.peers, &self.config.own_addresses);
+        let mut importer =
+            Importer { claims: &self.claims, config: &self.config, interner: &mut self.interner };
+        let peers = &self.peers;
         self.rib.judge(prefix, |path| {
-            let import =
-                path.source().and_then(|source| peers.get(&source)).map(|peer| peer.neighbour.import);
-            let attributes = &path.attributes.path;
-            usable(claims, import.unwrap_or(Import::None), &prefix, attributes)
-                && !own.contains(&attributes.next_hop)
+            let Some((address, peer)) = path.source().and_then(|source| Some((source, peers.get(&source)?)))
+            else {
+                return (false, Arc::clone(&path.received));
+            };
+            let (usable, attributes) = importer.import(&peer.neighbour, address, &prefix, &path.received);
+            if is_last_resort(peer, &Nlri { prefix, id: path.their_id }) {
+                return (usable, importer.changed(&attributes.path, mark_long_lived));
+            }
+            (usable, attributes)
         });
     }
 
-    /// RFC 2918: the peer is told everything of a family again.
-    pub(super) fn on_refresh(&mut self, address: IpAddr, family: Family) {
-        let Some((key, _)) = self.peers.get(&address).and_then(super::Peer::up) else { return };
-        if let Some(group) = self.groups.get_mut(key) {
-            group.refresh(address, family);
-            self.pull(address);
+    /// Judges all routes of a neighbour again.
+    pub(super) fn judge_all_of(&mut self, address: IpAddr) {
+        let all: Vec<IpNet> = self
+            .peers
+            .get(&address)
+            .map(|peer| peer.adj_in.iter().map(|nlri| nlri.prefix).collect())
+            .unwrap_or_default();
+        all.into_iter().for_each(|prefix| self.judge(prefix));
+    }
+
+    /// The restart time is over and the peer is not back: its routes become a last resort (RFC 9494 section 4.2).
+    pub(super) fn begin_last_resort(&mut self, address: IpAddr) {
+        let now = self.now;
+        let Some(peer) = self.peers.get_mut(&address) else { return };
+        peer.restart_until = None;
+        peer.stale_until = None;
+        let short: Families =
+            Family::ALL.into_iter().filter(|family| !peer.long_lived.contains_key(family)).collect();
+        for (family, time) in std::mem::take(&mut peer.long_lived) {
+            peer.last_resort.insert(family, now + time);
+        }
+        // RFC 9494 section 4.2: what says NO_LLGR is not kept.
+        let never = |nlri: &&Nlri| {
+            let path = self.rib.path(nlri, Some(address));
+            path.is_some_and(|p| p.received.path.has_community(crate::message::attribute::NO_LLGR))
+        };
+        let gone: Vec<Nlri> = peer.stale.iter().filter(never).copied().collect();
+        let kept: Vec<IpNet> = peer.stale.iter().map(|nlri| nlri.prefix).collect();
+        self.remove_routes(address, gone);
+        self.sweep(address, short);
+        kept.into_iter().for_each(|prefix| self.judge(prefix));
+    }
+
+    pub(super) fn on_refresh_message(&mut self, address: IpAddr, subtype: Subtype, family: Family) {
+        let Some(peer) = self.peers.get_mut(&address) else { return };
+        let Some(session) = &mut peer.session else { return };
+        if !session.negotiated.families.contains(family) {
+            return;
+        }
+        match subtype {
+            // RFC 2918: the peer is told everything of a family again.
+            Subtype::Request => {
+                let group = session.group;
+                if let Some(group) = self.groups.get_mut(&group) {
+                    group.refresh(address, family);
+                    self.pull(address);
+                }
+            }
+            // RFC 7313 section 4: markers of a peer that did not offer them are ignored.
+            Subtype::Begin | Subtype::End if !session.negotiated.enhanced_refresh => {}
+            Subtype::Begin => {
+                let all = peer.adj_in.iter().filter(|nlri| Family::of(&nlri.prefix) == family);
+                session.refreshing.insert(family, (all.copied().collect(), self.now + REFRESH_TIME));
+            }
+            Subtype::End => {
+                if let Some((gone, _)) = session.refreshing.remove(&family) {
+                    self.remove_routes(address, gone.into_iter().collect());
+                }
+            }
+        }
+        self.rearm(address);
+    }
+
+    /// A refresh that has not ended in time is taken for ended.
+    pub(super) fn check_refresh_timers(&mut self, address: IpAddr) {
+        let now = self.now;
+        let session = self.peers.get(&address).and_then(|peer| peer.session.as_ref());
+        let due = session.into_iter().flat_map(|session| &session.refreshing);
+        let due: Vec<Family> =
+            due.filter(|(_, (_, until))| *until <= now).map(|(family, _)| *family).collect();
+        due.into_iter().for_each(|family| self.on_refresh_message(address, Subtype::End, family));
+    }
+
+    /// Asks a peer for its whole table again.
+    pub(super) fn ask_refresh(&mut self, address: IpAddr) {
+        let Some(peer) = self.peers.get_mut(&address) else { return };
+        let Some(session) = peer.session.as_ref().filter(|session| session.negotiated.route_refresh) else {
+            let what = "it does not answer route refreshes, or has no session".to_owned();
+            self.actions.push(Action::Warned { peer: address, what });
+            return;
+        };
+        let (conn, slot) = (session.conn, session.slot);
+        for family in session.negotiated.families.iter() {
+            let bytes = refresh::encode(Subtype::Request, family);
+            peer.slots[slot].gave(bytes.len(), self.now);
+            self.actions.push(Action::Send { conn, bytes });
         }
     }
 }
 
-fn usable(claims: &Claims, import: Import, prefix: &IpNet, attributes: &PathAttributes) -> bool {
-    match import {
-        Import::None => false,
-        Import::All => true,
-        Import::Claimed => claims.get(prefix).is_some_and(|holders| holders.contains(&attributes.next_hop)),
+fn is_last_resort(peer: &Peer, nlri: &Nlri) -> bool {
+    peer.last_resort.contains_key(&Family::of(&nlri.prefix)) && peer.stale.contains(nlri)
+}
+
+fn mark_long_lived(attributes: &mut PathAttributes) {
+    attributes.add_member(kind::COMMUNITIES, LLGR_STALE.to_be_bytes());
+}
+
+/// What happens to a route between the adj-RIB-in and the decision process.
+struct Importer<'a> {
+    claims: &'a Claims,
+    config: &'a SpeakerConfig,
+    interner: &'a mut Interner,
+}
+
+impl Importer<'_> {
+    /// Whether a route is used, and with which attributes.
+    fn import(
+        &mut self,
+        neighbour: &Neighbour,
+        address: IpAddr,
+        prefix: &IpNet,
+        received: &Arc<Attributes>,
+    ) -> (bool, Arc<Attributes>) {
+        let as_it_came = || Arc::clone(received);
+        let next_hop = received.path.next_hop;
+        let rule = match neighbour.import {
+            Import::None => false,
+            Import::All => true,
+            Import::Claimed => self.claims.get(prefix).is_some_and(|holders| holders.contains(&next_hop)),
+        };
+        // RFC 4271 5.1.3: never by way of ourselves.
+        if !rule || self.config.own_addresses.contains(&next_hop) {
+            return (false, as_it_came());
+        }
+        let options = &neighbour.options;
+        if neighbour.role != Role::External && options.import.is_none() {
+            return (true, as_it_came());
+        }
+        let mut attributes = received.path.clone();
+        if neighbour.role == Role::External && !enters(neighbour, &mut attributes) {
+            return (false, as_it_came());
+        }
+        if let Some(filter) = &options.import {
+            let subject = Subject { prefix, from: Some((address, neighbour.role)) };
+            if filter.apply(subject, &mut attributes) == Verdict::Reject {
+                return (false, as_it_came());
+            }
+            if self.config.own_addresses.contains(&attributes.next_hop) {
+                return (false, as_it_came());
+            }
+        }
+        let same = attributes == received.path;
+        (true, if same { as_it_came() } else { self.interner.intern(attributes) })
     }
+
+    fn changed(
+        &mut self,
+        attributes: &PathAttributes,
+        change: impl FnOnce(&mut PathAttributes),
+    ) -> Arc<Attributes> {
+        let mut attributes = attributes.clone();
+        change(&mut attributes);
+        self.interner.intern(attributes)
+    }
+}
+
+/// What crossing the border does to a route; false: it may not cross it.
+fn enters(neighbour: &Neighbour, attributes: &mut PathAttributes) -> bool {
+    let theirs = neighbour.asn.number();
+    // RFC 9234 section 5, ingress (1) to (3): our role says what theirs is.
+    match (neighbour.options.relation, attributes.only_to_customer()) {
+        (Some(Relation::Provider | Relation::RouteServer), Some(_)) => return false,
+        (Some(Relation::Peer), Some(asn)) if asn != theirs => return false,
+        (Some(Relation::Customer | Relation::Peer | Relation::RouteServerClient), None) => {
+            attributes.set_other(kind::OTC, bytes::Bytes::copy_from_slice(&theirs.to_be_bytes()));
+        }
+        _ => {}
+    }
+    if let Some(local) = neighbour.options.local_as.filter(|local| !local.alone) {
+        attributes.as_path.prepend(local.asn.number());
+    }
+    // RFC 8326 section 4.1: whoever is about to go is the last resort.
+    if attributes.has_community(GRACEFUL_SHUTDOWN) {
+        attributes.local_pref = Some(0);
+    }
+    true
 }

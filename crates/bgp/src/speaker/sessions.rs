@@ -1,19 +1,21 @@
-//! A session comes up or goes: export groups, and the helper's side of graceful restart (RFC 4724 section 4.2).
+//! A session comes up or goes: export groups, and the helper's side of graceful restart (RFC 4724 section 4.2,
+//! RFC 8538, RFC 9494).
 
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::IpNet;
-
-use super::peer::{OUTGOING, Session};
-use super::{Speaker, out};
+use super::peer::{GroupId, OUTGOING, Peer, Session};
+use super::{Speaker, outs};
 use crate::config::{Role, SecondRestart};
 use crate::event::Action;
 use crate::export::group::Group;
 use crate::export::policy::GroupKey;
+use crate::message::notification::cease;
+use crate::message::{Nlri, Notification};
 use crate::rib::Learned;
 use crate::session::fsm::{FsmEvent, State};
+use crate::session::negotiated::Negotiated;
 use crate::session::slot::Loss;
 use crate::types::{Families, Family};
 
@@ -27,14 +29,16 @@ impl Speaker {
             router_id: negotiated.router_id,
             external: peer.neighbour.role == Role::External,
         });
-        let group = GroupKey::new(&self.config, &peer.neighbour, &negotiated);
-        let families = negotiated.families;
-        let not_preserved: Families =
-            Family::ALL.into_iter().filter(|family| !negotiated.preserved(*family)).collect();
-        peer.session = Some(Session { slot: at, conn, learned, negotiated, group: group.clone() });
-        peer.was_up = true;
-        peer.last_error = None;
-        peer.restart_until = None;
+        let key = GroupKey::new(&self.config, &peer.neighbour, &negotiated);
+        let long_lived = |family: Family| {
+            let said = negotiated.long_lived.iter().flatten().find(|one| one.family == family);
+            // RFC 9494 section 4.2: the F bit of the phase in which the routes are.
+            peer.last_resort.contains_key(&family) && said.is_some_and(|one| one.preserved)
+        };
+        let not_preserved: Families = Family::ALL
+            .into_iter()
+            .filter(|family| !negotiated.preserved(*family) && !long_lived(*family))
+            .collect();
         let connecting = at != OUTGOING && peer.slots[OUTGOING].state == State::Connect;
 
         // RFC 4724 section 4.2: without the F bit, or without the family, its stale routes go at once.
@@ -42,58 +46,71 @@ impl Speaker {
         if connecting {
             self.fire(address, OUTGOING, FsmEvent::ManualStop, None);
         }
+        let group = self.join(address, key, &negotiated);
+        let Some(peer) = self.peers.get_mut(&address) else { return };
+        let refreshing = std::collections::BTreeMap::new();
+        peer.session = Some(Session { slot: at, conn, learned, negotiated, group, refreshing });
+        peer.was_up = true;
+        peer.warned = Families::NONE;
+        peer.last_error = None;
+        peer.restart_until = None;
         self.deferral_session_up(address);
-        self.join(address, group, families);
+        self.pull(address);
         self.actions.push(Action::PeerChanged { peer: address, up: true, reason: "established".to_owned() });
     }
 
     /// Puts a peer into its group, which is made if it is the first.
-    fn join(&mut self, address: IpAddr, key: GroupKey, families: Families) {
+    fn join(&mut self, address: IpAddr, key: GroupKey, negotiated: &Negotiated) -> GroupId {
         self.select();
         self.append_pending();
         let settled = self.settled_families(&key);
-        self.group(key).join(address, families, settled);
-        self.pull(address);
-    }
-
-    /// The group of a key, with the whole loc-RIB in it.
-    pub(super) fn group(&mut self, key: GroupKey) -> &mut Group {
-        let (rib, peers, limits) = (&self.rib, &self.peers, self.limits);
-        self.groups.entry(key.clone()).or_insert_with(|| {
-            let mut group = Group::new(key, limits);
-            group
-                .update(rib.iter().map(|(prefix, dest)| (*prefix, dest.best().map(|path| out(peers, path)))));
-            group
-        })
-    }
-
-    /// Takes a peer out of its group; returns what it may have been told, and what is unsent.
-    pub(super) fn leave(
-        &mut self,
-        address: IpAddr,
-        key: &GroupKey,
-    ) -> Option<(usize, std::collections::BTreeSet<IpNet>)> {
-        let group = self.groups.get_mut(key)?;
-        let left = group.leave(address);
-        if group.is_empty() {
-            self.groups.remove(key);
+        let id = self.group(key);
+        if let Some(group) = self.groups.get_mut(&id) {
+            group.join(address, negotiated.families, settled, negotiated.enhanced_refresh);
         }
-        left
+        id
+    }
+
+    /// The number of the group of a key, with the whole loc-RIB in it.
+    pub(super) fn group(&mut self, key: GroupKey) -> GroupId {
+        if let Some((id, _)) = self.groups.iter().find(|(_, group)| *group.key() == key) {
+            return *id;
+        }
+        let id = self.groups.last_key_value().map_or(0, |(id, _)| id + 1);
+        let limit = if key.encoding.add_path.is_empty() { 1 } else { usize::MAX };
+        let mut group = Group::new(key, self.limits);
+        let (rules, peers) = (self.rules(), &self.peers);
+        group.update(self.rib.iter().map(|(prefix, dest)| (*prefix, outs(peers, dest, &rules, limit))));
+        self.groups.insert(id, group);
+        id
+    }
+
+    /// Lets go of a group without members.
+    pub(super) fn prune(&mut self, id: GroupId) {
+        if self.groups.get(&id).is_some_and(Group::is_empty) {
+            self.groups.remove(&id);
+        }
     }
 
     pub(super) fn on_session_down(&mut self, address: IpAddr, at: usize, loss: &Loss) {
         let Some(peer) = self.peers.get_mut(&address) else { return };
         let Some(session) = peer.session.take_if(|session| session.slot == at) else { return };
-        self.leave(address, &session.group);
+        if let Some(group) = self.groups.get_mut(&session.group) {
+            group.leave(address);
+        }
+        self.prune(session.group);
         if self.stopped {
             // The kernel's routes stay as they are.
             return;
         }
+        let restart = session.negotiated.restart_families();
         let (kept, why) = match loss {
-            Loss::Connection(why) => (session.negotiated.restart_families(), why),
-            Loss::Notified(why) => (Families::NONE, why),
+            Loss::Connection(why) => (restart, why),
+            // RFC 8538 section 4: a NOTIFICATION other than Hard Reset, and the hold timer, are a restart too.
+            Loss::Notified(why) if session.negotiated.notifications_restart => (restart, why),
+            Loss::Notified(why) | Loss::Hard(why) => (Families::NONE, why),
         };
-        self.keep_stale(address, kept, session.negotiated.graceful_restart.map_or(0, |restart| restart.time));
+        self.keep_stale(address, kept, &session.negotiated);
         let reason = match self.peers.get(&address).map_or(0, |peer| peer.stale.len()) {
             0 => why.clone(),
             stale => format!("{why}; {stale} routes are kept for its restart"),
@@ -102,19 +119,26 @@ impl Speaker {
     }
 
     /// Marks the routes of the families in `kept` stale and drops all others.
-    fn keep_stale(&mut self, address: IpAddr, kept: Families, restart_seconds: u16) {
+    fn keep_stale(&mut self, address: IpAddr, kept: Families, negotiated: &Negotiated) {
         let Some(restart) = self.config.graceful_restart.clone() else { return self.drop_routes(address) };
         let Some(peer) = self.peers.get_mut(&address) else { return };
-        let deletes = |prefix: &IpNet, already: bool| {
-            !kept.contains(Family::of(prefix)) || (already && restart.second_restart == SecondRestart::Delete)
+        let deletes = |nlri: &Nlri, already: bool| {
+            !kept.contains(Family::of(&nlri.prefix))
+                || (already && restart.second_restart == SecondRestart::Delete)
         };
-        let (gone, stale): (Vec<IpNet>, Vec<IpNet>) =
-            peer.adj_in.iter().partition(|prefix| deletes(prefix, peer.stale.contains(prefix)));
+        let (gone, stale): (Vec<Nlri>, Vec<Nlri>) =
+            peer.adj_in.iter().partition(|nlri| deletes(nlri, peer.stale.contains(nlri)));
         peer.stale = stale.into_iter().collect();
         if !peer.stale.is_empty() {
-            peer.restart_until = Some(self.now + Duration::from_secs(u64::from(restart_seconds)));
+            let seconds = negotiated.graceful_restart.as_ref().map_or(0, |restart| restart.time);
+            peer.restart_until = Some(self.now + Duration::from_secs(u64::from(seconds)));
             // From the first loss on: restart after restart does not keep a route for ever.
             peer.stale_until.get_or_insert(self.now + restart.stale_time);
+            // RFC 9494 section 4.2: the peer's time, unless configuration says less.
+            let most = peer.neighbour.options.long_lived.unwrap_or_default();
+            let time = |family: Family| negotiated.long_lived_time(family).min(most);
+            let all = kept.iter().map(|family| (family, time(family))).filter(|(_, time)| !time.is_zero());
+            peer.long_lived = all.collect();
         }
         self.remove_routes(address, gone);
     }
@@ -127,34 +151,107 @@ impl Speaker {
 
     /// Drops the stale routes of some families.
     pub(super) fn sweep(&mut self, address: IpAddr, families: Families) {
-        let Some(peer) = self.peers.get(&address) else { return };
-        let swept =
-            peer.stale.iter().filter(|prefix| families.contains(Family::of(prefix))).copied().collect();
+        let Some(peer) = self.peers.get_mut(&address) else { return };
+        let of = |nlri: &&Nlri| families.contains(Family::of(&nlri.prefix));
+        let swept = peer.stale.iter().filter(of).copied().collect();
+        peer.last_resort.retain(|family, _| !families.contains(*family));
         self.remove_routes(address, swept);
     }
 
     /// Takes paths out of the adj-RIB-in and the RIB; with the last stale one their timers stop.
-    pub(super) fn remove_routes(&mut self, address: IpAddr, prefixes: Vec<IpNet>) {
+    pub(super) fn remove_routes(&mut self, address: IpAddr, paths: Vec<Nlri>) {
         let Some(peer) = self.peers.get_mut(&address) else { return };
-        for prefix in prefixes {
-            peer.stale.remove(&prefix);
-            if peer.adj_in.remove(&prefix) {
-                self.rib.withdraw(prefix, Some(address));
+        for nlri in paths {
+            peer.stale.remove(&nlri);
+            if peer.remove(&nlri) {
+                self.rib.withdraw(nlri.prefix, Some(address), nlri.id);
             }
         }
         if peer.stale.is_empty() {
             peer.restart_until = None;
             peer.stale_until = None;
+            peer.long_lived.clear();
+            peer.last_resort.clear();
         }
     }
 
-    /// RFC 4724 section 4.2: the restart timer while the session is down, the upper bound in any case.
+    /// RFC 4724 section 4.2: the restart timer while the session is down, the upper bound in any case. RFC 9494 goes on
+    /// from there.
     pub(super) fn check_stale_timers(&mut self, address: IpAddr) {
         let now = self.now;
         let due = |timer: Option<Duration>| timer.is_some_and(|at| at <= now);
-        let expired = |peer: &super::Peer| due(peer.restart_until) || due(peer.stale_until);
-        if self.peers.get(&address).is_some_and(expired) {
+        let Some(peer) = self.peers.get(&address) else { return };
+        let over: Families =
+            peer.last_resort.iter().filter(|(_, until)| **until <= now).map(|(family, _)| *family).collect();
+        let restart_over = due(peer.restart_until);
+        let all_over = due(peer.stale_until);
+        let long_lived = !peer.long_lived.is_empty();
+        if !over.is_empty() {
+            self.sweep(address, over);
+        }
+        if (restart_over || all_over) && long_lived {
+            self.begin_last_resort(address);
+        } else if restart_over || all_over {
             self.sweep(address, Families::BOTH);
+        }
+    }
+
+    /// Ends all connections of a peer, each with a NOTIFICATION that the peer understands as we mean it.
+    pub(super) fn stop_peer(&mut self, address: IpAddr, event: FsmEvent, why: &Notification) {
+        for at in 0..3 {
+            let slot = self.peers.get(&address).map(|peer| &peer.slots[at]);
+            let restarts = slot.and_then(|slot| slot.negotiated.as_ref());
+            let hard = restarts.is_some_and(|negotiated| negotiated.notifications_restart);
+            let ends = slot.is_some_and(|slot| slot.state >= State::OpenSent);
+            if event == FsmEvent::AutomaticStop && !ends {
+                continue;
+            }
+            // RFC 8538 section 3: only this ends the session for good where other NOTIFICATIONs do not.
+            let notification = if hard { why.hard() } else { why.clone() };
+            self.fire(address, at, event, Some(notification));
+        }
+    }
+
+    /// Somebody else knows that the way to a peer is gone.
+    pub(super) fn on_lost(&mut self, address: IpAddr, purge: bool, reason: String) {
+        let Some(peer) = self.peers.get_mut(&address) else { return };
+        let restarts = peer.session.as_ref().map(|session| session.negotiated.notifications_restart);
+        for at in 0..3 {
+            if let Some(peer) = self.peers.get_mut(&address).filter(|p| p.slots[at].state >= State::OpenSent)
+            {
+                peer.slots[at].last_error = Some(reason.clone());
+                // RFC 9384; a NOTIFICATION that the other side takes for a restart, or none.
+                let bfd = Notification::cease(cease::BFD_DOWN);
+                match (purge, restarts) {
+                    (true, Some(true)) => self.fire(address, at, FsmEvent::AutomaticStop, Some(bfd.hard())),
+                    (true, _) | (false, Some(true)) => {
+                        self.fire(address, at, FsmEvent::AutomaticStop, Some(bfd));
+                    }
+                    (false, _) => self.fire(address, at, FsmEvent::TcpConnectionFails, None),
+                }
+            }
+        }
+        if purge {
+            self.drop_routes(address);
+        }
+        self.rearm(address);
+    }
+
+    /// A peer that was held may come again.
+    pub(super) fn check_held(&mut self, address: IpAddr) {
+        let now = self.now;
+        let over = |peer: &Peer| peer.held.as_ref().and_then(|held| held.until).is_some_and(|at| at <= now);
+        if self.peers.get(&address).is_some_and(over) {
+            self.release(address);
+        }
+    }
+
+    /// Lets a held peer come again.
+    pub(super) fn release(&mut self, address: IpAddr) {
+        let Some(peer) = self.peers.get_mut(&address) else { return };
+        peer.held = None;
+        if peer.may_connect() && peer.slots[OUTGOING].state == State::Idle && peer.session.is_none() {
+            self.fire(address, OUTGOING, FsmEvent::AutomaticStart, None);
         }
     }
 }

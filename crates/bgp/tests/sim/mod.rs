@@ -11,8 +11,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use ipnet::IpNet;
 use podway_bgp::config::{
-    Claims, ConnectMode, Export, GracefulRestart, Import, Neighbour, Restarted, Role, SecondRestart,
-    SpeakerConfig,
+    Claims, ConnectMode, Export, GracefulRestart, Import, Neighbour, NeighbourOptions, Restarted, Role,
+    SecondRestart, SpeakerConfig, SpeakerOptions,
 };
 use podway_bgp::session::State;
 use podway_bgp::types::Families;
@@ -52,6 +52,7 @@ pub fn neighbour(i: usize, role: Role, connect: ConnectMode) -> Neighbour {
         families: Families::BOTH,
         import: Import::All,
         export: Export::All,
+        options: NeighbourOptions::default(),
     }
 }
 
@@ -70,10 +71,12 @@ pub fn config(i: usize, blocks: usize) -> SpeakerConfig {
             stale_time: Duration::from_secs(180),
             deferral_time: Duration::from_secs(30),
             second_restart: SecondRestart::Keep,
+            notifications: false,
         }),
         neighbours: BTreeMap::new(),
         originated,
         own_addresses: BTreeSet::from([v4(i), v6(i)]),
+        options: SpeakerOptions::default(),
     }
 }
 
@@ -338,6 +341,9 @@ impl Net {
                 }
                 Action::Ignoring { peer, what } => {
                     self.nodes[i].log.push(format!("{:?} n{i}: ignoring {peer}: {what}", self.now));
+                }
+                Action::Warned { peer, what } => {
+                    self.nodes[i].log.push(format!("{:?} n{i}: warning {peer}: {what}", self.now));
                 }
                 Action::Refused { mistakes } => panic!("{mistakes:?}"),
                 Action::Synced => {

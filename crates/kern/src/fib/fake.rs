@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::Kernel;
 use crate::rtnl::{
     Address, FdbEntry, Link, LinkChange, LinkRef, Neighbour, NextHop, NextHopInfo, Request, Route, RouteKey,
-    RouteKind, TABLE_MAIN, VxlanParams, VxlanSpec,
+    RouteKind, TABLE_LOCAL, TABLE_MAIN, VxlanParams, VxlanSpec,
 };
 use crate::sysctl::Sysctl;
 use crate::{Errno, KernelError};
@@ -46,6 +46,7 @@ impl FakeKernel {
             mtu,
             up: true,
             lower_up: true,
+            operational: true,
             loopback,
             ..Link::default()
         };
@@ -60,6 +61,7 @@ impl FakeKernel {
         if let Some(link) = self.links.get_mut(&index) {
             link.up = up;
             link.lower_up = up;
+            link.operational = up;
         }
         if !up {
             self.forget_forwarding(index);
@@ -198,8 +200,12 @@ impl FakeKernel {
     }
 
     fn check_route(&self, route: &Route) -> Result<(), Errno> {
-        if route.destination.trunc() != route.destination || route.table != TABLE_MAIN {
+        let table = if route.kind == RouteKind::Local { TABLE_LOCAL } else { TABLE_MAIN };
+        if route.destination.trunc() != route.destination || route.table != table {
             return Err(Errno::EINVAL);
+        }
+        if route.kind == RouteKind::Local && !route.interface.is_some_and(|i| self.links.contains_key(&i)) {
+            return Err(Errno::ENODEV);
         }
         if route.kind == RouteKind::Unicast {
             match (route.next_hop, route.interface, route.gateway) {
@@ -296,7 +302,9 @@ impl FakeKernel {
                 self.delete_next_hop(*id);
                 Ok(())
             }
-            Request::AddVeth { .. } | Request::AddBridge(_) => Err(Errno::EOPNOTSUPP),
+            Request::AddVeth { .. } | Request::AddBridge(_) | Request::AddIfb { .. } => {
+                Err(Errno::EOPNOTSUPP)
+            }
         }
     }
 }
@@ -327,7 +335,12 @@ impl Kernel for FakeKernel {
     }
 
     fn routes(&mut self, protocol: u8) -> Result<Vec<Route>, KernelError> {
-        Ok(self.routes.values().filter(|r| r.protocol == protocol).cloned().collect())
+        Ok(self
+            .routes
+            .values()
+            .filter(|r| r.table == TABLE_MAIN && r.protocol == protocol)
+            .cloned()
+            .collect())
     }
 
     fn apply(&mut self, requests: &[Request<'_>]) -> Result<Vec<Result<(), KernelError>>, KernelError> {

@@ -1,13 +1,13 @@
-//! Links: veth, vxlan, bridge; and what is read back.
+//! Links: veth, vxlan, bridge, ifb; and what is read back.
 
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 
-use netlink_packet_core::DefaultNla;
+use netlink_packet_core::{DefaultNla, NLA_F_NESTED};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridge, InfoData, InfoKind, InfoVeth, InfoVxlan,
-    LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridge, InfoData, InfoKind, InfoVeth,
+    InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State,
 };
 use podway_model::ids::MacAddr;
 
@@ -54,8 +54,11 @@ pub struct Link {
     pub mac: Option<MacAddr>,
     /// Whether it is administratively up (IFF_UP).
     pub up: bool,
-    /// Whether it can carry packets (IFF_LOWER_UP).
+    /// Whether it has a carrier (IFF_LOWER_UP).
     pub lower_up: bool,
+    /// Whether the kernel has put it into operation since it has a carrier (IF_OPER_UP): until then it drops what
+    /// it is to send. (IFF_RUNNING would not tell: it is also set while nobody has looked yet.)
+    pub operational: bool,
     /// Whether it is the loopback device.
     pub loopback: bool,
     /// Interface group.
@@ -68,6 +71,8 @@ pub struct Link {
     pub link: Option<u32>,
     /// Tunnel parameters of a `vxlan` device.
     pub vxlan: Option<VxlanParams>,
+    /// Transmit queues.
+    pub tx_queues: u32,
 }
 
 /// Parameters of a VXLAN device that cannot be changed after its creation.
@@ -96,6 +101,8 @@ pub struct VethEnd {
     pub mtu: Option<u32>,
     /// Interface group; 0 is the default group.
     pub group: u32,
+    /// Transmit and receive queues, each; none: one.
+    pub queues: Option<u32>,
 }
 
 /// What to change on a link. `None` leaves things as they are.
@@ -121,6 +128,34 @@ pub struct LinkChange {
     pub master: Option<u32>,
     /// `true`: the kernel makes no IPv6 link-local address (addrgenmode none).
     pub no_link_local: Option<bool>,
+    /// IPv4 settings: the same as writing the sysctls, without opening a file for each.
+    pub ipv4: Vec<(Ipv4Setting, u32)>,
+}
+
+/// An IPv4 setting of an interface: `IPV4_DEVCONF_*` of `linux/ip.h`, the sysctl of the same name below
+/// `net/ipv4/conf/<interface>/`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ipv4Setting {
+    /// `proxy_arp`
+    ProxyArp = 3,
+    /// `accept_redirects`
+    AcceptRedirects = 4,
+    /// `send_redirects`
+    SendRedirects = 6,
+    /// `rp_filter`
+    RpFilter = 8,
+}
+
+impl Ipv4Setting {
+    /// Name of the sysctl.
+    pub fn sysctl_name(self) -> &'static str {
+        match self {
+            Self::ProxyArp => "proxy_arp",
+            Self::AcceptRedirects => "accept_redirects",
+            Self::SendRedirects => "send_redirects",
+            Self::RpFilter => "rp_filter",
+        }
+    }
 }
 
 /// A new VXLAN device. Learning is off; it is made down.
@@ -158,6 +193,8 @@ fn veth_end(end: &VethEnd) -> LinkMessage {
     if end.group != 0 {
         attributes.push(LinkAttribute::Group(end.group));
     }
+    attributes.extend(end.queues.map(LinkAttribute::NumTxQueues));
+    attributes.extend(end.queues.map(LinkAttribute::NumRxQueues));
     message
 }
 
@@ -195,6 +232,13 @@ pub(super) fn vxlan(spec: &VxlanSpec) -> LinkMessage {
     message
 }
 
+pub(super) fn ifb(name: &str, mtu: u32) -> LinkMessage {
+    let mut message = by_ref(&LinkRef::Name(name.to_owned()));
+    message.attributes.push(LinkAttribute::Mtu(mtu));
+    message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Ifb)]));
+    message
+}
+
 pub(super) fn bridge(name: &str) -> LinkMessage {
     let mut message = by_ref(&LinkRef::Name(name.to_owned()));
     message.attributes.push(LinkAttribute::LinkInfo(vec![
@@ -219,13 +263,32 @@ pub(super) fn change(link: &LinkRef, change: &LinkChange) -> LinkMessage {
     attributes.extend(change.group.map(LinkAttribute::Group));
     attributes.extend(change.master.map(LinkAttribute::Controller));
     attributes.extend(change.name.clone().map(LinkAttribute::IfName));
+    let mut families = vec![];
+    if !change.ipv4.is_empty() {
+        families.push(AfSpecUnspec::Inet(vec![AfSpecInet::Other(ipv4_settings(&change.ipv4))]));
+    }
     if let Some(none) = change.no_link_local {
         let mode = if none { In6AddrGenMode::None } else { In6AddrGenMode::Eui64 };
-        attributes.push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![
-            AfSpecInet6::AddrGenMode(mode),
-        ])]));
+        families.push(AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(mode)]));
+    }
+    if !families.is_empty() {
+        attributes.push(LinkAttribute::AfSpecUnspec(families));
     }
     message
+}
+
+/// `IFLA_INET_CONF`: one attribute per setting, whose type is its number.
+fn ipv4_settings(settings: &[(Ipv4Setting, u32)]) -> DefaultNla {
+    const IFLA_INET_CONF: u16 = 1;
+    const LENGTH: u16 = 8;
+    let attribute = |(setting, value): &(Ipv4Setting, u32)| {
+        let mut bytes = [0; LENGTH as usize];
+        bytes[..2].copy_from_slice(&LENGTH.to_ne_bytes());
+        bytes[2..4].copy_from_slice(&(*setting as u16).to_ne_bytes());
+        bytes[4..].copy_from_slice(&value.to_ne_bytes());
+        bytes
+    };
+    DefaultNla::new(IFLA_INET_CONF | NLA_F_NESTED, settings.iter().flat_map(attribute).collect())
 }
 
 /// A dump of one interface group only (IFLA_GROUP is no filter of the kernel's: the caller compares), without
@@ -260,6 +323,8 @@ pub(crate) fn decode(message: LinkMessage) -> Link {
             LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
             LinkAttribute::Controller(master) => link.master = Some(master),
             LinkAttribute::Link(peer) => link.link = Some(peer),
+            LinkAttribute::OperState(state) => link.operational = state == State::Up,
+            LinkAttribute::NumTxQueues(queues) => link.tx_queues = queues,
             LinkAttribute::LinkInfo(infos) => {
                 for info in infos {
                     match info {

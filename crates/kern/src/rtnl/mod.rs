@@ -17,22 +17,22 @@ use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::LinkMessage;
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage};
-use netlink_packet_route::route::RouteMessage;
+use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteType};
 
 pub use address::{Address, AddressInfo};
-pub use link::{Link, LinkChange, LinkRef, VethEnd, VxlanParams, VxlanSpec};
+pub use link::{Ipv4Setting, Link, LinkChange, LinkRef, VethEnd, VxlanParams, VxlanSpec};
 pub use neighbour::{FdbEntry, Neighbour};
 pub use nexthop::{NextHop, NextHopInfo};
 pub use request::Request;
-pub use route::{Route, RouteFilter, RouteKey, RouteKind, TABLE_MAIN, V6_DEFAULT_METRIC};
+pub use route::{Route, RouteFilter, RouteKey, RouteKind, TABLE_LOCAL, TABLE_MAIN, V6_DEFAULT_METRIC};
 
 pub(crate) use address::decode as decode_address;
 pub(crate) use link::decode as decode_link_message;
 pub(crate) use nexthop::NextHopMessage;
 pub(crate) use route::decode as decode_route;
 
-use crate::KernelError;
 use crate::netlink::{Connection, Message};
+use crate::{Errno, KernelError, MissingIsFine as _};
 
 pub(crate) const RTM_NEWLINK: u16 = 16;
 pub(crate) const RTM_DELLINK: u16 = 17;
@@ -110,6 +110,35 @@ impl Rtnl {
             Err(e) if e.is_missing() => Ok(None),
             Err(e) => Err(e),
         }
+    }
+
+    /// Deletes a link without waiting for the kernel to let go of its memory.
+    ///
+    /// For everybody but the one who asked, a link is gone when the kernel has taken it off its lists: no name, no
+    /// route, no packet, a fraction of a millisecond. The one who asked waits until no processor can hold a pointer
+    /// to it any more (`rcu_barrier` in `netdev_run_todo`), 4 to 30 ms, and cannot be interrupted meanwhile. So a
+    /// child process asks, and this returns once the link is gone; the child ends by itself.
+    ///
+    /// It becomes an orphan where the caller ends first. In the machine's own process namespace that is fine: its
+    /// process 1 buries orphans. Elsewhere process 1 may be anything, so the caller itself asks and waits. It also
+    /// does so where no child can be made, or none did its work.
+    ///
+    /// # Errors
+    /// The kernel's refusal. A link that is not there is fine.
+    pub fn delete_link_at_once(&mut self, index: u32) -> Result<(), KernelError> {
+        /// Times that the link is looked up; each look waits its turn behind the deletion.
+        const LOOKS: usize = 50;
+        let request = Request::DeleteLink(LinkRef::Index(index));
+        if crate::ns::in_initial_pid_namespace() && self.connection.send_from_child(request.encode()).is_ok()
+        {
+            for _ in 0..LOOKS {
+                if self.link(index)?.is_none() {
+                    return Ok(());
+                }
+                std::thread::yield_now();
+            }
+        }
+        self.run(request).missing_is_fine()
     }
 
     /// All links.
@@ -199,22 +228,39 @@ impl Rtnl {
         Ok(all)
     }
 
+    /// Whether the kernel takes packets to `address` for its own: a new IPv6 address is one only when a kernel
+    /// worker has been at it (`addrconf_dad_work`), even where nothing is to be detected.
+    pub fn is_local(&mut self, address: std::net::IpAddr) -> Result<bool, KernelError> {
+        let attempted = format!("look up {address}");
+        let found = self.connection.query(lookup(address), &attempted, |_, payload| {
+            let message = RouteMessage::parse(payload).map_err(|e| malformed(&attempted, e))?;
+            Ok(Some(message.header.kind == RouteType::Local))
+        });
+        match found {
+            Ok(found) => Ok(found.contains(&true)),
+            Err(e) if matches!(e.errno(), Some(Errno::ENETUNREACH | Errno::EHOSTUNREACH)) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
     /// The route that the kernel would take to `destination`.
     pub fn route_to(&mut self, destination: std::net::IpAddr) -> Result<Route, KernelError> {
-        let mut query = route::query(destination.is_ipv6(), RouteFilter::default());
-        let net = IpNet::from(destination);
-        query.header.destination_prefix_length = net.prefix_len();
-        query.attributes.push(netlink_packet_route::route::RouteAttribute::Destination(destination.into()));
         let attempted = format!("look up the route to {destination}");
-        let message = Message { kind: RTM_GETROUTE, flags: 0, payload: emit(&query) };
-        let mut found = self.connection.query(message, &attempted, |_, payload| {
+        let mut found = self.connection.query(lookup(destination), &attempted, |_, payload| {
             let mut message = RouteMessage::parse(payload).map_err(|e| malformed(&attempted, e))?;
             // A lookup's answer is a clone of the route.
             message.header.flags.remove(netlink_packet_route::route::RouteFlags::Cloned);
             Ok(route::decode(message))
         })?;
-        found.pop().ok_or_else(|| KernelError::refused(attempted, nix::errno::Errno::ENETUNREACH))
+        found.pop().ok_or_else(|| KernelError::refused(attempted, Errno::ENETUNREACH))
     }
+}
+
+fn lookup(destination: std::net::IpAddr) -> Message {
+    let mut query = route::query(destination.is_ipv6(), RouteFilter::default());
+    query.header.destination_prefix_length = IpNet::from(destination).prefix_len();
+    query.attributes.push(RouteAttribute::Destination(destination.into()));
+    Message { kind: RTM_GETROUTE, flags: 0, payload: emit(&query) }
 }
 
 fn malformed(attempted: &str, error: DecodeError) -> KernelError {

@@ -28,6 +28,13 @@ pub enum Request<'ns> {
     AddVxlan(VxlanSpec),
     /// A bridge, down.
     AddBridge(String),
+    /// An intermediate functional block, down: a device whose queueing discipline sees what others receive.
+    AddIfb {
+        /// Name.
+        name: String,
+        /// MTU in bytes.
+        mtu: u32,
+    },
     /// Changes a link.
     SetLink(LinkRef, LinkChange),
     /// Deletes a link; of a veth pair both ends.
@@ -58,24 +65,6 @@ pub enum Request<'ns> {
 }
 
 impl Request<'_> {
-    /// The requests that make a pod's veth whole: the pair, then the host end's alias and address generation
-    /// mode, then up where `host_up`. The peer is down: set it up through a socket of its namespace.
-    pub fn veth_with_alias<'ns>(
-        host: VethEnd,
-        peer: VethEnd,
-        peer_netns: Option<BorrowedFd<'ns>>,
-        alias: String,
-        host_up: bool,
-    ) -> Vec<Request<'ns>> {
-        let name = LinkRef::Name(host.name.clone());
-        let mark = LinkChange { alias: Some(alias), no_link_local: Some(true), ..LinkChange::default() };
-        let mut all = vec![Request::AddVeth { host, peer, peer_netns }, Request::SetLink(name.clone(), mark)];
-        if host_up {
-            all.push(Request::SetLink(name, LinkChange { up: Some(true), ..LinkChange::default() }));
-        }
-        all
-    }
-
     pub(super) fn encode(&self) -> Message {
         const ADD: u16 = NLM_F_CREATE | NLM_F_EXCL;
         const REPLACE: u16 = NLM_F_CREATE | NLM_F_REPLACE;
@@ -85,6 +74,7 @@ impl Request<'_> {
             }
             Self::AddVxlan(spec) => (RTM_NEWLINK, ADD, emit(&link::vxlan(spec))),
             Self::AddBridge(name) => (RTM_NEWLINK, ADD, emit(&link::bridge(name))),
+            Self::AddIfb { name, mtu } => (RTM_NEWLINK, ADD, emit(&link::ifb(name, *mtu))),
             Self::SetLink(link, change) => (RTM_SETLINK, 0, emit(&link::change(link, change))),
             Self::DeleteLink(link) => (RTM_DELLINK, 0, emit(&link::by_ref(link))),
             Self::ReplaceAddress(address) => (RTM_NEWADDR, REPLACE, emit(&address::encode(address))),
@@ -111,6 +101,7 @@ impl fmt::Display for Request<'_> {
                 write!(f, "add vxlan {} id {} local {} port {}", spec.name, spec.vni, spec.local, spec.port)
             }
             Self::AddBridge(name) => write!(f, "add bridge {name}"),
+            Self::AddIfb { name, .. } => write!(f, "add ifb {name}"),
             Self::SetLink(link, _) => write!(f, "change {link}"),
             Self::DeleteLink(link) => write!(f, "delete {link}"),
             Self::ReplaceAddress(a) => write!(f, "set address {} dev {}", a.address, a.index),

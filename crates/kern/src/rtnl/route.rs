@@ -11,6 +11,8 @@ use netlink_packet_route::route::{
 
 /// The main routing table (RT_TABLE_MAIN).
 pub const TABLE_MAIN: u32 = 254;
+/// The routing table of what is for this machine (RT_TABLE_LOCAL).
+pub const TABLE_LOCAL: u32 = 255;
 /// Metric that the kernel gives an IPv6 route that asks for none (IP6_RT_PRIO_USER).
 pub const V6_DEFAULT_METRIC: u32 = 1024;
 
@@ -23,6 +25,9 @@ pub enum RouteKind {
     Blackhole,
     /// Drops it and answers with an ICMP unreachable.
     Unreachable,
+    /// Takes it for this machine, where it comes in through the route's interface. The kernel makes one for each
+    /// address of its own; those are never read back.
+    Local,
 }
 
 /// A route.
@@ -101,6 +106,7 @@ impl std::fmt::Display for Route {
             RouteKind::Unicast => {}
             RouteKind::Blackhole => f.write_str("blackhole ")?,
             RouteKind::Unreachable => f.write_str("unreachable ")?,
+            RouteKind::Local => f.write_str("local ")?,
         }
         write!(f, "{}", self.destination)?;
         if let Some(id) = self.next_hop {
@@ -138,6 +144,7 @@ pub(super) fn encode(route: &Route) -> RouteMessage {
         RouteKind::Unicast => RouteType::Unicast,
         RouteKind::Blackhole => RouteType::BlackHole,
         RouteKind::Unreachable => RouteType::Unreachable,
+        RouteKind::Local => RouteType::Local,
     };
     message.header.scope = if route.scope_link && !v6 { RouteScope::Link } else { RouteScope::Universe };
     if route.onlink {
@@ -185,7 +192,7 @@ pub(super) fn query(v6: bool, filter: RouteFilter) -> RouteMessage {
     message
 }
 
-/// `None` for what we never make: multipath, multicast, cloned and cache entries, local and broadcast routes.
+/// `None` for what we never make: multipath, multicast, cloned and cache entries, broadcast routes and the kernel's own local ones.
 pub(crate) fn decode(message: RouteMessage) -> Option<Route> {
     let header = message.header;
     if header.flags.contains(RouteFlags::Cloned) {
@@ -195,6 +202,7 @@ pub(crate) fn decode(message: RouteMessage) -> Option<Route> {
         RouteType::Unicast => RouteKind::Unicast,
         RouteType::BlackHole => RouteKind::Blackhole,
         RouteType::Unreachable => RouteKind::Unreachable,
+        RouteType::Local if header.protocol != RouteProtocol::Kernel => RouteKind::Local,
         _ => return None,
     };
     let unspecified: IpAddr = match header.address_family {
@@ -232,7 +240,7 @@ pub(crate) fn decode(message: RouteMessage) -> Option<Route> {
     }
     route.destination = IpNet::new(destination, header.destination_prefix_length).ok()?;
     // The kernel shows what a next-hop object holds, and hangs IPv6 reject routes on the loopback device.
-    if route.next_hop.is_some() || kind != RouteKind::Unicast {
+    if route.next_hop.is_some() || matches!(kind, RouteKind::Blackhole | RouteKind::Unreachable) {
         route.gateway = None;
         route.interface = None;
         route.onlink = false;

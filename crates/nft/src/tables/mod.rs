@@ -8,6 +8,7 @@ pub use guard::{ALLOWED4, ALLOWED6, guard};
 pub use masquerade::{HAIRPIN4, HAIRPIN6, Masquerade, masquerade};
 pub use ports::{
     close_found, close_ports, describe_port, missing_ports, open_ports, pods_behind, ports, ports_id,
+    serves_loopback,
 };
 
 use ipnet::IpNet;

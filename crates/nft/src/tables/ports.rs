@@ -175,6 +175,14 @@ pub fn pods_behind<'a>(port: &'a HostPort, record: &'a EndpointRecord) -> impl I
     record.addresses.iter().filter(fits).copied()
 }
 
+/// Whether the node's loopback addresses of a family lead to the attachment.
+pub fn serves_loopback(record: &EndpointRecord, v4: bool) -> bool {
+    record.host_ports.iter().any(|port| {
+        let own = port.host_ip.is_none_or(|ip| ip.is_unspecified() || ip.is_loopback());
+        own && pods_behind(port, record).any(|pod| pod.is_ipv4() == v4)
+    })
+}
+
 fn loopback4() -> IpNet {
     IpNet::V4(Ipv4Net::new_assert(std::net::Ipv4Addr::new(127, 0, 0, 0), 8))
 }

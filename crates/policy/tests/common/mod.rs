@@ -50,13 +50,7 @@ impl World {
     /// The node that an end is on or is.
     pub fn node_of(&self, end: &End) -> Option<String> {
         match end {
-            End::Pod { namespace, name, .. } => self
-                .pods
-                .iter()
-                .chain(&self.ghosts)
-                .find(|p| p.metadata.namespace == *namespace && p.metadata.name == *name)
-                .map(|p| p.spec.node_name.clone()),
-            End::Node { name, .. } => Some(name.clone()),
+            End::Pod { node: name, .. } | End::Node { name, .. } => Some(name.clone()),
             End::Outside { .. } => None,
         }
     }
@@ -85,7 +79,8 @@ impl World {
             .find(|p| p.metadata.namespace == namespace && p.metadata.name == name)
             .unwrap_or_else(|| panic!("no pod {text}"));
         let address = pod.addresses().into_iter().find(|a| a.is_ipv6() == v6).unwrap();
-        End::Pod { namespace: namespace.to_owned(), name: name.to_owned(), address }
+        let node = pod.spec.node_name.clone();
+        End::Pod { namespace: namespace.to_owned(), name: name.to_owned(), node, address }
     }
 }
 

@@ -219,8 +219,8 @@ impl Node {
 
     /// Runs one of the daemons to its end, with its configuration file as given, and returns exit code and log.
     pub fn run_daemon_to_end(&self, daemon: &str, patience: Duration) -> Result<(Option<i32>, String)> {
+        let before = std::fs::read_to_string(self.logs.join(format!("{daemon}.log"))).unwrap_or_default();
         let mut process = self.spawn_daemon(daemon)?;
-        let before = process.log();
         let status = process.wait_exit(patience)?;
         let log = process.log();
         Ok((status.code(), log.strip_prefix(before.as_str()).unwrap_or(&log).to_owned()))

@@ -99,6 +99,31 @@ fn pod_routes_are_added_where_the_pods_link_is_there_and_never_swept() {
 }
 
 #[test]
+fn the_way_back_of_a_loopback_host_port_is_a_route_of_the_pod() {
+    let mut kernel = machine();
+    for (index, pod) in [(11, "a"), (12, "b")] {
+        let alias = Some(host_ifalias(pod, "eth0"));
+        let link = Link { index, name: format!("pw{pod}"), alias, up: true, ..Link::default() };
+        kernel.links.insert(index, link);
+    }
+    let port = |ip: &str| podway_model::endpoint::HostPort {
+        host_ip: ip.parse().ok(),
+        host_port: 80,
+        container_port: 80,
+        protocol: Default::default(),
+    };
+    let mut records = [record("a", &["fd00:244:1::1"]), record("b", &["fd00:244:1::2"])];
+    records[0].host_ports = vec![port("")];
+    records[1].host_ports = vec![port("::1")];
+    assert_eq!(pods::repair(&mut kernel, &records).unwrap(), (4, vec![]));
+    let mut found: Vec<String> = kernel.routes.values().map(Route::to_string).collect();
+    found.retain(|route| route.starts_with("local"));
+    found.sort();
+    assert_eq!(found, ["local ::1/128 dev 11 metric 11", "local ::1/128 dev 12 metric 12"]);
+    assert_eq!(pods::repair(&mut kernel, &records).unwrap(), (0, vec![]));
+}
+
+#[test]
 fn records_are_read_and_broken_ones_named() {
     let folder = tempfile::tempdir().unwrap();
     let boot = std::fs::read_to_string(podway_model::names::BOOT_ID_FILE).unwrap();

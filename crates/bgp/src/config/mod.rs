@@ -11,6 +11,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::types::Families;
 
+mod options;
+
+pub use options::{
+    AddPath, AsRange, Bfd, LocalAs, MaxPrefixes, Med, Multipath, NeighbourOptions, NextHop, Range, Relation,
+    SpeakerOptions,
+};
+
 /// The whole configuration of a speaker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SpeakerConfig {
@@ -30,6 +37,8 @@ pub struct SpeakerConfig {
     pub originated: BTreeMap<IpNet, IpAddr>,
     /// Addresses that are ours: a route with one of them as next hop is not used (RFC 4271 5.1.3).
     pub own_addresses: BTreeSet<IpAddr>,
+    /// The rest.
+    pub options: SpeakerOptions,
 }
 
 /// Graceful restart settings (RFC 4724).
@@ -44,6 +53,9 @@ pub struct GracefulRestart {
     pub deferral_time: Duration,
     /// What happens to routes that are stale already when their session is lost again.
     pub second_restart: SecondRestart,
+    /// Whether a NOTIFICATION and an expired hold timer count as a restart too, where the peer thinks so as well
+    /// (RFC 8538).
+    pub notifications: bool,
 }
 
 /// What happens to routes that are stale already when their session is lost again.
@@ -86,6 +98,8 @@ pub struct Neighbour {
     pub import: Import,
     /// What it is told.
     pub export: Export,
+    /// The rest.
+    pub options: NeighbourOptions,
 }
 
 /// What a neighbour is to us.
@@ -154,6 +168,30 @@ pub enum ConfigError {
     /// RFC 4271 section 4.2.
     #[error("hold time {0:?} found, 0 or 3 to 65535 whole seconds expected")]
     HoldTime(Duration),
+    /// The same of one neighbour.
+    #[error("neighbour {address}: hold time {time:?} found, 0 or 3 to 65535 whole seconds expected")]
+    NeighbourHoldTime {
+        /// The neighbour.
+        address: IpAddr,
+        /// Its hold time.
+        time: Duration,
+    },
+    /// An option that does not go with what else is said of the neighbour.
+    #[error("neighbour {address}: {option} found, which {why}")]
+    Option {
+        /// The neighbour, or the range's first address.
+        address: IpAddr,
+        /// Which option.
+        option: &'static str,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// Two ranges are one.
+    #[error("range {0} found twice")]
+    RangeTwice(IpNet),
+    /// RFC 4271 has no destination without a next hop.
+    #[error("multipath limit 0 found, at least 1 expected")]
+    MultipathLimit,
     /// RFC 4724 section 3: twelve bits of seconds.
     #[error("restart time {0:?} found, at most 4095 whole seconds expected")]
     RestartTime(Duration),
@@ -195,10 +233,23 @@ impl SpeakerConfig {
             found.push(ConfigError::RestartTime(restart.restart_time));
         }
         for (address, neighbour) in &self.neighbours {
-            if (neighbour.role == Role::External) == (neighbour.asn == self.asn) {
-                let (asn, role) = (neighbour.asn, neighbour.role.as_str());
-                found.push(ConfigError::RoleAsn { address: *address, asn, role });
+            self.neighbour_mistakes(*address, neighbour, true, &mut found);
+        }
+        for range in &self.options.ranges {
+            self.neighbour_mistakes(
+                range.prefix.network(),
+                &range.template,
+                range.asns.is_none(),
+                &mut found,
+            );
+            if range.asns.is_some() && range.template.role != Role::External {
+                let (address, why) = (range.prefix.network(), "goes with role external only");
+                found.push(ConfigError::Option { address, option: "a range of AS numbers", why });
             }
+        }
+        found.extend(options::doubled(&self.options.ranges).map(ConfigError::RangeTwice));
+        if self.options.multipath.limit == 0 {
+            found.push(ConfigError::MultipathLimit);
         }
         for (prefix, next_hop) in &self.originated {
             if matches!(prefix, IpNet::V4(_)) != next_hop.is_ipv4() {
@@ -206,6 +257,63 @@ impl SpeakerConfig {
             }
         }
         found
+    }
+
+    fn neighbour_mistakes(
+        &self,
+        address: IpAddr,
+        neighbour: &Neighbour,
+        one_as: bool,
+        found: &mut Vec<ConfigError>,
+    ) {
+        let options = &neighbour.options;
+        let external = neighbour.role == Role::External;
+        let ours = options.local_as.map_or(self.asn, |local| local.asn);
+        if one_as && external == (neighbour.asn == ours) {
+            let (asn, role) = (neighbour.asn, neighbour.role.as_str());
+            found.push(ConfigError::RoleAsn { address, asn, role });
+        }
+        if let Some(time) = options.hold_time
+            && (time.subsec_nanos() != 0 || matches!(time.as_secs(), 1 | 2 | 65536..))
+        {
+            found.push(ConfigError::NeighbourHoldTime { address, time });
+        }
+        let mut mistake = |wrong: bool, option, why| {
+            if wrong {
+                found.push(ConfigError::Option { address, option, why });
+            }
+        };
+        let outside = "goes with role external only";
+        mistake(options.local_as.is_some() && !external, "local AS", outside);
+        mistake(options.as_override && !external, "AS override", outside);
+        mistake(options.remove_private && !external, "remove private AS", outside);
+        mistake(options.relation.is_some() && !external, "a role of RFC 9234", outside);
+        mistake(options.route_server_client && !external, "route server client", outside);
+        let no_role = options.relation_strict && options.relation.is_none();
+        mistake(no_role, "strict role", "needs a role of RFC 9234");
+        let unkept = options.long_lived.is_some() && self.graceful_restart.is_none();
+        mistake(unkept, "long-lived graceful restart", "needs graceful restart");
+        let warned = |max: &MaxPrefixes| max.limit == 0 || max.warn_percent > 100;
+        let maximum = options.max_prefixes.values().any(warned);
+        mistake(maximum, "maximum prefixes", "is zero, or warns above 100 percent");
+    }
+
+    /// What is known of an address: its own entry, or the most specific range that it is in.
+    pub fn neighbour_at(&self, address: IpAddr) -> Option<std::borrow::Cow<'_, Neighbour>> {
+        use std::borrow::Cow;
+        let listed = self.neighbours.get(&address).map(Cow::Borrowed);
+        listed.or_else(|| {
+            let range = self.range_of(address)?;
+            let name = format!("{} {address}", range.template.name);
+            let connect = ConnectMode::Passive;
+            Some(Cow::Owned(Neighbour { name, connect, ..range.template.clone() }))
+        })
+    }
+
+    /// The most specific range that an address is in.
+    pub fn range_of(&self, address: IpAddr) -> Option<&Range> {
+        let of = self.options.ranges.iter().filter(|range| range.prefix.contains(&address));
+        of.max_by_key(|range| range.prefix.prefix_len())
     }
 
     /// The cluster id in force.

@@ -1,0 +1,131 @@
+//! The plugin under other plugins' names: `loopback`, `host-local` and `bandwidth` of containernetworking/plugins.
+//!
+//! Keys, results and what lies on disk or in the kernel are those of version 1.9.1, so a chain that the one began is
+//! one that the other finishes. What differs is what theirs leaves undone: GC frees, STATUS says when ADD would fail,
+//! CHECK sees what is gone, DEL needs nothing but the container's id and the state of the node.
+//!
+//! Versions from 0.3.0 on are served. State is the node's: nothing here reads a node file or a lease of Podway.
+
+mod bandwidth;
+pub mod host_local;
+mod loopback;
+
+use std::ffi::{OsStr, OsString};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use crate::conf::{self, Network};
+use crate::env::{self, Call, Target};
+use crate::error::CniError;
+use crate::version::SpecVersion;
+use crate::{Answer, read_input, versions};
+
+/// A plugin whose job this program does when it is called by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Plugin {
+    /// Brings the loopback device up.
+    Loopback,
+    /// Leases addresses of ranges, one file for each.
+    HostLocal,
+    /// Limits an interface of the plugin before it in the chain.
+    Bandwidth,
+}
+
+impl Plugin {
+    /// All of them, by the names that `podwayctl node install` links.
+    pub const ALL: [(&'static str, Self); 3] =
+        [("loopback", Self::Loopback), ("host-local", Self::HostLocal), ("bandwidth", Self::Bandwidth)];
+
+    /// The plugin of that name: the last part of the path by which the program was started.
+    pub fn named(program: &OsStr) -> Option<Self> {
+        let name = Path::new(program).file_name()?;
+        Self::ALL.into_iter().find(|(known, _)| name == *known).map(|(_, plugin)| plugin)
+    }
+}
+
+/// Serves one call as that plugin.
+pub fn run(plugin: Plugin, lookup: impl Fn(&str) -> Option<OsString>, input: impl Read) -> Answer {
+    let call = env::parse(&lookup);
+    if call == Ok(None) {
+        return Answer::About;
+    }
+    let netns = lookup("CNI_NETNS").filter(|path| !path.is_empty()).map(PathBuf::from);
+    let mut text = Vec::new();
+    let read = read_input(input, &mut text);
+    let version = conf::peek_version(&text).unwrap_or(SpecVersion::NEWEST);
+    let answer = call.and_then(|call| read.map(|()| call)).and_then(|call| match call {
+        None => Ok(None),
+        Some(Call::Version) => Ok(Some(versions(version))),
+        Some(call) => serve(plugin, &call, &Network::parse(&text)?, netns.as_deref()),
+    });
+    match answer {
+        Ok(result) => Answer::Done(result),
+        Err(error) => Answer::Failed(error.to_json(version.as_str())),
+    }
+}
+
+fn serve(
+    plugin: Plugin,
+    call: &Call,
+    network: &Network,
+    netns: Option<&Path>,
+) -> Result<Option<Value>, CniError> {
+    let since = match call {
+        Call::Check(_) => SpecVersion::V040,
+        Call::Gc | Call::Status => SpecVersion::V110,
+        _ => SpecVersion::V030,
+    };
+    let verb = if matches!(call, Call::Check(_)) { "CHECK" } else { "GC and STATUS" };
+    network.require(verb, since)?;
+    let nothing = |()| None;
+    match (plugin, call) {
+        (Plugin::Loopback, Call::Add(target)) => loopback::add(network, target).map(Some),
+        (Plugin::Loopback, Call::Check(target)) => loopback::check(target).map(nothing),
+        (Plugin::Loopback, Call::Del { .. }) => loopback::del(netns).map(nothing),
+        (Plugin::HostLocal, Call::Add(target)) => host_local::add(network, target).map(Some),
+        (Plugin::HostLocal, Call::Check(target)) => host_local::check(network, target).map(nothing),
+        (Plugin::HostLocal, Call::Del { attachment }) => host_local::del(network, attachment).map(nothing),
+        (Plugin::HostLocal, Call::Gc) => host_local::gc(network).map(nothing),
+        (Plugin::HostLocal, Call::Status) => host_local::status(network).map(nothing),
+        (Plugin::Bandwidth, Call::Add(target)) => bandwidth::add(network, target).map(Some),
+        (Plugin::Bandwidth, Call::Check(target)) => bandwidth::check(network, target).map(nothing),
+        (Plugin::Bandwidth, Call::Del { attachment }) => bandwidth::del(network, attachment).map(nothing),
+        (Plugin::Bandwidth, Call::Gc) => bandwidth::gc(network).map(nothing),
+        (Plugin::Loopback, Call::Gc) | (Plugin::Loopback | Plugin::Bandwidth, Call::Status) => Ok(None),
+        // `run` answers it.
+        (_, Call::Version) => Ok(None),
+    }
+}
+
+/// What the plugin before in the chain answered, in the version that is asked for.
+fn passed_on(network: &Network, mut previous: Map<String, Value>) -> Map<String, Value> {
+    previous.insert("cniVersion".to_owned(), network.version.as_str().into());
+    previous
+}
+
+/// Runs `f` in the target's namespace.
+fn visit<T>(target: &Target, f: impl FnOnce() -> Result<T, CniError>) -> Result<T, CniError> {
+    crate::netns::open(target)?.visit(f)
+}
+
+#[cfg(test)]
+mod tests {
+    use podway_model::names::{OTHER_PLUGINS, PLUGIN};
+
+    use super::*;
+
+    #[test]
+    fn every_name_that_is_linked_is_served_and_no_other() {
+        let mut names = Plugin::ALL.map(|(name, _)| name);
+        names.sort_unstable();
+        assert_eq!(names, OTHER_PLUGINS);
+        for (name, plugin) in Plugin::ALL {
+            assert_eq!(Plugin::named(format!("/opt/cni/bin/{name}").as_ref()), Some(plugin));
+        }
+        for other in [PLUGIN, "", "/", "loopback2", "/loopback/podway"] {
+            assert_eq!(Plugin::named(other.as_ref()), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,318 @@
+//! `cargo xtask matrix`: every combination, long runs, larger clusters: what takes hours and so has no place in the
+//! gate. Its table is committed, with date, commit and machine; `cargo xtask test --full` says how old it is.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+
+use crate::build::{self, TestProgram};
+use crate::tally::Tally;
+use crate::tools::{self, Tools};
+use crate::watch::watched;
+use crate::{demo, say, test};
+
+/// Times that the suites run, one after the other: what fails once in ten is found here.
+const ROUNDS: usize = 10;
+/// Seeds of each simulation and property; the gate runs as many as it has minutes for.
+const SEEDS: &str = "2000";
+/// Variable that the simulations read.
+const SEEDS_VARIABLE: &str = "PODWAY_SEEDS";
+/// Test programs that count seeds: package, target, filter.
+const SEEDED: [(&str, &str, &str); 4] = [
+    ("podway-bgp", "simulation", ""),
+    ("podway-policy", "properties", ""),
+    ("podway-nft", "podway_nft", "seed"),
+    ("routed", "routed", "simulation"),
+];
+
+/// One row of the table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Row {
+    group: &'static str,
+    scenario: String,
+    held: bool,
+    seconds: u64,
+    figures: String,
+}
+
+/// Runs the groups that are named, or all of them; all of them make the table.
+pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
+    const GROUPS: [&str; 3] = ["demos", "suites", "seeds"];
+    if let Some(unknown) = arguments.iter().find(|name| !GROUPS.contains(&name.as_str())) {
+        bail!("{unknown:?} found, nothing or some of {} expected", GROUPS.join(", "));
+    }
+    if !test::is_root() {
+        bail!("root is needed to make namespaces");
+    }
+    let wanted = |group: &str| arguments.is_empty() || arguments.iter().any(|name| name == group);
+    let tools = Tools::prepare(&tools::ALL)?;
+    build::programs(&tools)?;
+    let programs = build::tests(&tools, &["--workspace"])?;
+    let mut rows = vec![];
+    if wanted("demos") {
+        demos(&tools, &mut rows)?;
+    }
+    if wanted("suites") {
+        suites(&tools, &programs, &mut rows)?;
+    }
+    if wanted("seeds") {
+        seeds(&tools, &programs, &mut rows)?;
+    }
+    let failed = rows.iter().filter(|row| !row.held).count();
+    if arguments.is_empty() {
+        let path = table_path();
+        std::fs::write(&path, table(&rows, &head()?)).with_context(|| format!("write {}", path.display()))?;
+        say(&format!("\n{} written\n", path.display()));
+    }
+    say(&format!("\n{} passed, {failed} failed\n", rows.len() - failed));
+    Ok(if failed == 0 && !rows.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The whole demo with every backend, topology, family and store, and with more nodes and pods.
+fn demos(tools: &Tools, rows: &mut Vec<Row>) -> Result<()> {
+    say("==> demos\n");
+    let backends: [&[&str]; 5] = [
+        &["--backend", "host-gw"],
+        &["--backend", "vxlan"],
+        &["--backend", "bgp"],
+        &["--backend", "bgp", "--reflectors", "1"],
+        &["--backend", "bgp", "--reflectors", "2"],
+    ];
+    let sizes: [&[&str]; 2] = [&[], &["--nodes", "8", "--pods-per-node", "3"]];
+    for backend in backends {
+        for family in [&[] as &[&str], &["--ipv6"]] {
+            for store in [&[] as &[&str], &["--store", "file"]] {
+                for size in sizes {
+                    let options = [backend, family, store, size].concat();
+                    rows.push(one_demo(tools, &options)?);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn one_demo(tools: &Tools, options: &[&str]) -> Result<Row> {
+    let mut command = demo::program(tools)?;
+    command.args(options).arg("--json");
+    let scenario = options.join(" ");
+    // The document comes last and begins at the start of a line; progress lines never do so with a brace.
+    let (mut document, mut inside) = (String::new(), false);
+    let ended = watched("matrix-demo", command, 0, |line| {
+        inside |= line == "{";
+        if inside {
+            document.push_str(line);
+            document.push('\n');
+        }
+        false
+    })?;
+    let report: Value = serde_json::from_str(&document).unwrap_or_default();
+    let held = ended.status.code() == Some(0) && report["asExpected"] == true;
+    Ok(told(Row { group: "demo", scenario, held, seconds: seconds(ended.took), figures: figures(&report) }))
+}
+
+/// What an operator asks first of a demo's report: packets lost, time to enforcement, latency of ADD.
+fn figures(report: &Value) -> String {
+    let mut parts = vec![];
+    let lost: Vec<u64> = strings(report, "LOST").iter().filter_map(|text| text.parse().ok()).collect();
+    if !lost.is_empty() {
+        parts.push(format!("{} packets lost", lost.iter().sum::<u64>()));
+    }
+    let facts = report["sections"].as_array().into_iter().flatten().map(|section| &section["facts"]);
+    if let Some(slowest) = facts.filter_map(|facts| facts["slowest, ms"].as_f64()).next() {
+        parts.push(format!("policy in force after {slowest:.0} ms"));
+    }
+    if let Some(add) = strings(report, "MEDIAN").first() {
+        parts.push(format!("ADD {add}"));
+    }
+    parts.join(", ")
+}
+
+/// All texts under a key, wherever it stands, in the order of the document.
+fn strings(value: &Value, key: &str) -> Vec<String> {
+    match value {
+        Value::Object(map) => map
+            .iter()
+            .flat_map(|(name, inner)| match inner {
+                Value::String(text) if name == key => vec![text.clone()],
+                inner => strings(inner, key),
+            })
+            .collect(),
+        Value::Array(list) => list.iter().flat_map(|inner| strings(inner, key)).collect(),
+        _ => vec![],
+    }
+}
+
+/// The suites of the gate, again and again.
+fn suites(tools: &Tools, programs: &[TestProgram], rows: &mut Vec<Row>) -> Result<()> {
+    say("==> suites\n");
+    for program in programs.iter().filter(|program| program.package == test::SUITES_PACKAGE) {
+        let began = Instant::now();
+        let mut tally = Tally::default();
+        for _ in 0..ROUNDS {
+            tests(tools, program, "", &[], &mut tally)?;
+        }
+        let figures = format!("{ROUNDS} rounds, {} passed, {} failed", tally.passed(), tally.failed);
+        let (held, seconds) = (tally.failed == 0 && tally.passed() > 0, seconds(began.elapsed()));
+        rows.push(told(Row { group: "suites", scenario: program.name.clone(), held, seconds, figures }));
+    }
+    Ok(())
+}
+
+/// Simulations and properties with many seeds.
+fn seeds(tools: &Tools, programs: &[TestProgram], rows: &mut Vec<Row>) -> Result<()> {
+    say("==> seeds\n");
+    for (package, target, filter) in SEEDED {
+        for program in programs.iter().filter(|p| p.package == package && p.name == target) {
+            let began = Instant::now();
+            let mut tally = Tally::default();
+            tests(tools, program, filter, &[(SEEDS_VARIABLE, SEEDS)], &mut tally)?;
+            let figures = format!("{SEEDS} seeds, {} passed, {} failed", tally.passed(), tally.failed);
+            let scenario = format!("{package} {target} {filter}").trim_end().to_owned();
+            // Nothing under that filter yet is no failure, and no row.
+            if tally.passed() + tally.failed > 0 {
+                let (held, seconds) = (tally.failed == 0, seconds(began.elapsed()));
+                rows.push(told(Row { group: "seeds", scenario, held, seconds, figures }));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn tests(
+    tools: &Tools,
+    program: &TestProgram,
+    filter: &str,
+    variables: &[(&str, &str)],
+    tally: &mut Tally,
+) -> Result<()> {
+    let mut command = program.command(tools);
+    command.args((!filter.is_empty()).then_some(filter)).envs(variables.iter().copied());
+    let failed_before = tally.failed;
+    let ended = watched(&format!("matrix-{}", program.title()), command, 0, |line| {
+        tally.take(line);
+        false
+    })?;
+    if !ended.status.success() && tally.failed == failed_before {
+        tally.fail(&format!("{}: {}", program.title(), ended.words()));
+    }
+    Ok(())
+}
+
+fn told(row: Row) -> Row {
+    let word = if row.held { "ok" } else { "FAILED" };
+    say(&format!("    {word:6} {:4} s  {} {}  {}\n", row.seconds, row.group, row.scenario, row.figures));
+    row
+}
+
+fn seconds(time: Duration) -> u64 {
+    (time + Duration::from_millis(500)).as_secs()
+}
+
+fn table_path() -> PathBuf {
+    build::workspace().join("tests/matrix/table.md")
+}
+
+/// Date, commit and machine, as they stand above the table.
+fn head() -> Result<String> {
+    let date = output("date", &["-u", "+%F"])?;
+    let commit = output("git", &["rev-parse", "--short=12", "HEAD"])?;
+    let changed = !output("git", &["status", "--porcelain", "--untracked-files=no"])?.is_empty();
+    let kernel =
+        std::fs::read_to_string("/proc/sys/kernel/osrelease").context("read the kernel's release")?;
+    // `6.18.44-fc-v657`: what the vendor added says nothing to others.
+    let kernel = kernel.trim().split('-').next().unwrap_or_default().to_owned();
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let memory = std::fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
+    let kib: u64 = memory
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse().ok())
+        .unwrap_or(0);
+    Ok(format!(
+        "date: {date}\ncommit: {commit}{}\nmachine: Linux {kernel}, {cores} cores, {} GiB\n",
+        if changed { " with uncommitted changes" } else { "" },
+        (kib + (1 << 19)) >> 20
+    ))
+}
+
+fn table(rows: &[Row], head: &str) -> String {
+    let mut text = format!(
+        "# Matrix\n\nWhat `cargo xtask matrix` found: every combination, long runs, larger clusters. It takes hours; \
+         the gate runs a part.\n\n```text\n{head}```\n\n| group | scenario | result | seconds | figures |\n\
+         |---|---|---|---|---|\n"
+    );
+    for row in rows {
+        let result = if row.held { "ok" } else { "**failed**" };
+        let _ = writeln!(
+            text,
+            "| {} | `{}` | {result} | {} | {} |",
+            row.group, row.scenario, row.seconds, row.figures
+        );
+    }
+    text
+}
+
+/// How old the committed table is, in words.
+pub(crate) fn age() -> String {
+    let Ok(text) = std::fs::read_to_string(table_path()) else {
+        return "matrix: no table in tests/matrix yet (cargo xtask matrix)".to_owned();
+    };
+    let line = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)).map(str::trim);
+    let (Some(date), Some(commit)) = (line("date:"), line("commit:").and_then(|c| c.split(' ').next()))
+    else {
+        return "matrix: tests/matrix/table.md names neither date nor commit".to_owned();
+    };
+    match output("git", &["rev-list", "--count", &format!("{commit}..HEAD")]) {
+        Ok(count) => format!("matrix: of {date}, {count} commits old"),
+        Err(_) => format!("matrix: of {date}, from commit {commit}, which is not in this history"),
+    }
+}
+
+fn output(program: &str, arguments: &[&str]) -> Result<String> {
+    let output = Command::new(program)
+        .args(arguments)
+        .current_dir(build::workspace())
+        .output()
+        .with_context(|| format!("run {program}"))?;
+    if !output.status.success() {
+        bail!("{program} {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn figures_are_read_from_wherever_they_stand() {
+        let report = json!({"sections": [
+            {"facts": {"slowest, ms": 10.6, "a": [{"LOST": "0"}, {"LOST": "2"}]}},
+            {"facts": {"c": [{"VERB": "ADD", "MEDIAN": "4.2 ms"}, {"VERB": "DEL", "MEDIAN": "9 ms"}]}},
+        ]});
+        assert_eq!(figures(&report), "2 packets lost, policy in force after 11 ms, ADD 4.2 ms");
+        assert_eq!(figures(&Value::Null), "");
+    }
+
+    #[test]
+    fn a_table_names_date_commit_and_failures() {
+        let row = |scenario: &str, held| Row {
+            group: "demo",
+            scenario: scenario.to_owned(),
+            held,
+            seconds: 12,
+            figures: "x".to_owned(),
+        };
+        let text = table(&[row("a", true), row("b", false)], "date: 2026-01-01\ncommit: abc\n");
+        assert!(text.contains("\ndate: 2026-01-01\ncommit: abc\n"), "{text}");
+        assert!(
+            text.contains("| demo | `a` | ok | 12 | x |\n| demo | `b` | **failed** | 12 | x |\n"),
+            "{text}"
+        );
+    }
+}
