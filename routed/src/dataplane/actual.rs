@@ -132,7 +132,8 @@ impl Actual {
             | Request::SetLink(LinkRef::Index(_) | LinkRef::Name(_), _)
             | Request::DeleteLink(_)
             | Request::AddVeth { .. }
-            | Request::AddBridge(_) => return false,
+            | Request::AddBridge(_)
+            | Request::AddIfb { .. } => return false,
         }
         true
     }
