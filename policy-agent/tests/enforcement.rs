@@ -100,18 +100,75 @@ fn a_restart_under_fire_leaks_nothing_and_closes_nothing() {
         node.documents("policy.yaml", Some(&policy("x", "from-a", FROM_A)));
         node.start_agent();
         assert!(node.allowed(&a, &b, 53) && !node.allowed(&c, &b, 53));
-        let receiver = b.netns.run(|| UdpSocket::bind("10.244.1.3:53").unwrap()).unwrap();
+        let mut fire = Fire::start(&a, &b, &c);
+        for _ in 0..3 {
+            node.kill_agent();
+            node.start_agent();
+            fire.wait_for_more();
+        }
+        fire.stop();
+    });
+}
+
+#[test]
+fn churn_under_fire_leaks_nothing_and_closes_nothing() {
+    on_a_node("churn_under_fire_leaks_nothing_and_closes_nothing", |node| {
+        let [a, b, c] = three_pods(node);
+        node.documents("policy.yaml", Some(&policy("x", "from-a", FROM_A)));
+        node.start_agent();
+        assert!(node.allowed(&a, &b, 53) && !node.allowed(&c, &b, 53));
+        let mut fire = Fire::start(&a, &b, &c);
+        // Each changes the policy set of `b`, the classes of `a` and `c`, or the segments around them; none lets `c` in
+        // or keeps `a` out.
+        let others = [
+            "{podSelector: {}, policyTypes: [Ingress, Egress], egress: [{}]}",
+            "{podSelector: {matchLabels: {app: b}}, ingress: [{from: [{podSelector: {matchLabels: {app: c}}}], \
+             ports: [{port: 53}, {port: 54, protocol: UDP}]}]}",
+            "{podSelector: {matchLabels: {app: b}}, ingress: [{from: [{ipBlock: {cidr: 10.244.1.0/24, except: \
+             [10.244.1.4/31]}}], ports: [{port: 53, protocol: UDP}]}]}",
+            "{podSelector: {}, ingress: [{from: [{namespaceSelector: {matchLabels: {no: such}}}]}]}",
+        ];
+        for round in 0..24_u8 {
+            let file = format!("other{}.yaml", round % 3);
+            let spec = others[usize::from(round) % others.len()];
+            node.documents(&file, Some(&policy("x", &format!("other{}", round % 3), spec)));
+            let passer = node.wire("x", "passer", 100 + round);
+            assert_eq!(node.announce(&passer), PolicyReply::Programmed { pod_known: false });
+            if round % 4 == 3 {
+                node.documents(&file, None);
+            }
+            node.unwire(&passer);
+            fire.wait_for_more();
+        }
+        fire.stop();
+    });
+}
+
+/// Two pods that shoot at a third one, each packet the first of its flow: one of them is allowed to, the other not.
+struct Fire {
+    receiver: UdpSocket,
+    denied: std::net::IpAddr,
+    stop: Arc<AtomicBool>,
+    shooters: Vec<std::thread::JoinHandle<u64>>,
+    from_allowed: u64,
+    from_denied: u64,
+}
+
+impl Fire {
+    fn start(allowed: &Pod, target: &Pod, denied: &Pod) -> Self {
+        let at = std::net::SocketAddr::new(target.record.addresses[0], 53);
+        let receiver = target.netns.run(|| UdpSocket::bind(at).unwrap()).unwrap();
         receiver.set_nonblocking(true).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
-        let fire = |pod: &Pod| {
+        let shoot = |pod: &Pod| {
             let (stop, netns) = (Arc::clone(&stop), podway_kern::ns::NetNs::open(pod.netns.path()).unwrap());
             std::thread::spawn(move || {
                 let shoot = || {
                     let mut sent = 0u64;
                     while !stop.load(Ordering::Relaxed) {
-                        // A new socket has a new port: each packet is the first of its flow.
+                        // A new socket has a new port.
                         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-                        socket.send_to(b"x", "10.244.1.3:53").unwrap();
+                        socket.send_to(b"x", at).unwrap();
                         sent += 1;
                     }
                     sent
@@ -119,27 +176,36 @@ fn a_restart_under_fire_leaks_nothing_and_closes_nothing() {
                 netns.run(shoot).unwrap()
             })
         };
-        let (denied, allowed) = (fire(&c), fire(&a));
-        let (mut from_a, mut from_c) = (0u64, 0u64);
-        let mut drain = || {
-            let mut buffer = [0; 16];
-            while let Ok((_, source)) = receiver.recv_from(&mut buffer) {
-                *if source.ip() == c.record.addresses[0] { &mut from_c } else { &mut from_a } += 1;
-            }
-            from_a
-        };
-        for _ in 0..3 {
-            let before = drain();
-            node.kill_agent();
-            node.start_agent();
-            wait_until("packets of the allowed pod arrive", || (drain() > before + 100).then_some(()));
+        let shooters = vec![shoot(denied), shoot(allowed)];
+        let denied = denied.record.addresses[0];
+        Self { receiver, denied, stop, shooters, from_allowed: 0, from_denied: 0 }
+    }
+
+    fn drain(&mut self) {
+        let mut buffer = [0; 16];
+        while let Ok((_, source)) = self.receiver.recv_from(&mut buffer) {
+            *if source.ip() == self.denied { &mut self.from_denied } else { &mut self.from_allowed } += 1;
         }
-        stop.store(true, Ordering::Relaxed);
-        let (shots, _) = (denied.join().unwrap(), allowed.join().unwrap());
-        drain();
-        assert!(shots > 1000, "{shots} packets of the denied pod were sent");
-        assert_eq!(from_c, 0, "of {shots} packets of the denied pod");
-    });
+    }
+
+    /// Waits until a hundred more packets of the allowed pod have arrived.
+    fn wait_for_more(&mut self) {
+        self.drain();
+        let before = self.from_allowed;
+        wait_until("packets of the allowed pod arrive", || {
+            self.drain();
+            (self.from_allowed > before + 100).then_some(())
+        });
+    }
+
+    /// None of the denied pod may have arrived.
+    fn stop(mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let shots: Vec<u64> = self.shooters.drain(..).map(|shooter| shooter.join().unwrap()).collect();
+        self.drain();
+        assert!(shots[0] > 1000, "{} packets of the denied pod were sent", shots[0]);
+        assert_eq!(self.from_denied, 0, "of {} packets of the denied pod", shots[0]);
+    }
 }
 
 #[test]

@@ -4,8 +4,8 @@ use std::fmt;
 
 use crate::expr::Field;
 use crate::name::Name;
-use crate::object::{BaseChain, Set, TableFlags, TableId, TableState};
-use crate::transaction::Transaction;
+use crate::object::{BaseChain, Element, Set, TableFlags, TableId, TableState};
+use crate::transaction::{SetId, Transaction, definition};
 use crate::value::Value;
 
 /// Error number of the kernel (`errno.h`), as far as nf_tables answers with it.
@@ -198,5 +198,32 @@ impl TableDump {
             }
         }
         None
+    }
+
+    /// The changes of elements that lead from what was found to `wanted`: deletions first. `None` where something
+    /// else differs too, so that the table has to be replaced.
+    pub fn elements_to(&self, wanted: &TableState) -> Option<Transaction> {
+        let mut rest = self.clone();
+        let (mut delete, mut add) = (Transaction::new(), Transaction::new());
+        for found in &mut rest.sets {
+            let set = wanted.set(&found.name).filter(|set| definition(set) == definition(found))?;
+            if set.constant {
+                continue;
+            }
+            let lacks = |from: &Set, other: &Set| -> Vec<Element> {
+                let lacking =
+                    from.elements.iter().filter(|(span, data)| other.elements.get(span) != Some(data));
+                lacking.map(|(span, data)| Element { span: span.clone(), data: data.clone() }).collect()
+            };
+            let id = SetId::of(&wanted.id, set);
+            delete.delete_elements(&id, lacks(found, set));
+            add.add_elements(&id, lacks(set, found));
+            found.elements.clone_from(&set.elements);
+        }
+        if rest.difference(wanted).is_some() {
+            return None;
+        }
+        delete.append(add);
+        Some(delete)
     }
 }

@@ -4,13 +4,15 @@
 //! |---|---|
 //! | an input changes | a pass at once |
 //! | somebody else changes something of ours | what is known is dropped; a pass after [`SETTLE`] |
-//! | a pod route is gone, a pod's link comes up | a look at the endpoint records after [`POD_SETTLE`] |
+//! | a pod route is gone, a pod's link comes up | a look at the endpoint records after [`POD_SETTLE`]: routes, and who is masqueraded towards itself |
 //! | a pass fails in part | another one after 1 s, then 2 s, up to [`RETRY_MOST`] |
 //! | nothing | all that is known is dropped and compared again every [`FULL_COMPARISON`] |
 //!
 //! Nothing is programmed before the store was seen and the underlay found, nothing is removed before every input
 //! has told all that it knows, and nothing is removed at exit.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -100,6 +102,8 @@ struct Task {
     /// Failures of the last pass, to tell each only once.
     told: Vec<String>,
     pod_problems: Vec<String>,
+    /// Addresses of this node's pods, as their records say.
+    local_pods: BTreeSet<IpAddr>,
     shown: DataplaneStatus,
     status: watch::Sender<DataplaneStatus>,
 }
@@ -120,6 +124,7 @@ impl Task {
             backoff: RETRY_FIRST,
             told: Vec::new(),
             pod_problems: Vec::new(),
+            local_pods: BTreeSet::new(),
             shown: DataplaneStatus { counters: counters.map(|name| (name, 0)).into(), ..Default::default() },
             status,
         })
@@ -194,10 +199,10 @@ impl Task {
             (self.due.tables, self.due.retry) = (None, None);
             self.pass(monitor, disturbed && !inputs).await?;
         }
-        if inputs || self.due.nft <= now {
+        if inputs || self.due.nft <= Instant::now() {
             self.due.nft = now + tables::LOOK_EVERY;
             let masquerade = self.desired.as_ref().map(|desired| desired.masquerade.as_ref());
-            let repaired = self.tables.ensure(masquerade);
+            let repaired = self.tables.ensure(masquerade, &self.local_pods);
             self.count("table_repairs", repaired);
         }
         self.publish();
@@ -279,6 +284,16 @@ impl Task {
                 problems.extend(more);
             }
             Err(e) => problems.push(e.to_string()),
+        }
+        let mut addresses: BTreeSet<IpAddr> =
+            records.iter().flat_map(|record| &record.addresses).copied().collect();
+        if !problems.is_empty() {
+            // A record that cannot be read says nothing of its pod being gone.
+            addresses.extend(&self.local_pods);
+        }
+        if addresses != self.local_pods {
+            self.local_pods = addresses;
+            self.due.nft = Instant::now();
         }
         self.pod_problems = problems;
     }

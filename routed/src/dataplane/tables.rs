@@ -1,9 +1,14 @@
 //! The nft tables of the data plane: the masquerade, whose only writer is `routed`; the guard, which the CNI plugin
 //! may have written first, and the CNI plugin's host ports, both of which `routed` repairs.
 //!
+//! Pods that come and go change elements of the masquerade: its rules, and connections that are being translated by
+//! them, are not touched.
+//!
 //! The ruleset's generation tells whether anybody changed anything since the last look: a look costs one message
 //! as long as nobody did.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use podway_kern::KernelError;
@@ -23,10 +28,20 @@ const MASQ: Name = Name::literal(MASQ_TABLE);
 #[derive(Debug)]
 pub(crate) struct Tables {
     socket: NftSocket,
-    /// Generation of the ruleset after the last look, and what was wanted then.
-    seen: Option<(u32, Option<Masquerade>)>,
-    ports: HostPorts,
+    seen: Option<Seen>,
+    pub(super) ports: HostPorts,
     problems: Vec<String>,
+}
+
+/// The last look.
+#[derive(Debug)]
+struct Seen {
+    /// Generation of the ruleset after it.
+    generation: u32,
+    /// What was wanted then.
+    masquerade: Option<Masquerade>,
+    /// Addresses of local pods then.
+    pods: BTreeSet<IpAddr>,
 }
 
 impl Tables {
@@ -39,10 +54,15 @@ impl Tables {
     }
 
     /// Makes the tables what they shall be, and says how many of them somebody else had changed. `None`: nothing
-    /// is known of the masquerade yet, and it stays as it is; `Some(None)`: there shall be none.
-    pub(crate) fn ensure(&mut self, masquerade: Option<Option<&Masquerade>>) -> usize {
+    /// is known of the masquerade yet, and it stays as it is; `Some(None)`: there shall be none. `pods`: addresses of
+    /// this node's pods, which are masqueraded towards themselves.
+    pub(crate) fn ensure(
+        &mut self,
+        masquerade: Option<Option<&Masquerade>>,
+        pods: &BTreeSet<IpAddr>,
+    ) -> usize {
         self.problems.clear();
-        match self.look(masquerade) {
+        match self.look(masquerade, pods) {
             Ok(repaired) => repaired,
             Err(error) => {
                 self.seen = None;
@@ -52,12 +72,18 @@ impl Tables {
         }
     }
 
-    fn look(&mut self, masquerade: Option<Option<&Masquerade>>) -> Result<usize, CommitError> {
+    fn look(
+        &mut self,
+        masquerade: Option<Option<&Masquerade>>,
+        pods: &BTreeSet<IpAddr>,
+    ) -> Result<usize, CommitError> {
         let wanted = masquerade.map(|wanted| wanted.cloned());
         let generation = self.socket.generation()?;
         let before = self.seen.take();
         let is_as_seen = |now: &Option<Masquerade>| {
-            before.as_ref().is_some_and(|(seen, last)| *seen == generation && last == now)
+            before.as_ref().is_some_and(|seen| {
+                seen.generation == generation && seen.masquerade == *now && seen.pods == *pods
+            })
         };
         if wanted.as_ref().is_some_and(is_as_seen) {
             self.seen = before;
@@ -72,23 +98,28 @@ impl Tables {
                 let state = tables::masquerade(&tables::Masquerade {
                     sources: wanted.sources.clone(),
                     exclude: wanted.exclude.clone(),
-                    local_pods: Default::default(),
+                    local_pods: pods.clone(),
                 });
-                let unchanged = before.as_ref().is_some_and(|(_, last)| last.as_ref() == Some(wanted));
+                let unchanged = before
+                    .as_ref()
+                    .is_some_and(|seen| seen.masquerade.as_ref() == Some(wanted) && seen.pods == *pods);
                 repaired += usize::from(self.put(&state)? && unchanged);
             }
         }
-        if let Some(wanted) = wanted {
-            self.seen = Some((self.socket.generation()?, wanted));
+        if let Some(masquerade) = wanted {
+            self.seen = Some(Seen { generation: self.socket.generation()?, masquerade, pods: pods.clone() });
         }
         Ok(repaired)
     }
 
-    /// Replaces a table unless it is what it shall be. True: it was not.
+    /// Makes a table what it shall be: by its elements where nothing else differs, else as a whole. True: it was not.
     fn put(&mut self, wanted: &TableState) -> Result<bool, CommitError> {
         let found = self.socket.dump(&wanted.id)?;
-        if found.is_some_and(|found| found.difference(wanted).is_none()) {
-            return Ok(false);
+        match found.and_then(|found| found.elements_to(wanted)) {
+            Some(elements) if elements.is_empty() => return Ok(false),
+            // Somebody may change the table between the two: then it is replaced.
+            Some(elements) if self.socket.commit(&elements).is_ok() => return Ok(true),
+            Some(_) | None => {}
         }
         self.socket.commit(&Transaction::replace(wanted))?;
         Ok(true)

@@ -4,7 +4,7 @@ use super::*;
 use crate::expr::{Field, Verdict};
 use crate::name::Name;
 use crate::object::{
-    Chain, ChainKind, Element, Hook, MapData, Policy, Priority, Rule, Set, Span, TableFlags,
+    Chain, ChainKind, Datum, Element, Hook, MapData, Policy, Priority, Rule, Set, Span, TableFlags,
 };
 use crate::transaction::{Op, SetId};
 use crate::value::DataType;
@@ -191,4 +191,28 @@ fn a_batch_above_the_send_buffer_is_refused() {
     assert_eq!(refused.errno(), Some(Errno::MSGSIZE));
     let mut kernel = FakeNft::new().with_largest_batch(size + 100);
     Nftables::commit(&mut kernel, &Transaction::create(&table())).unwrap();
+}
+
+#[test]
+fn elements_that_differ_are_changed_without_the_rest() {
+    let mut kernel = loaded();
+    let mut wanted = table();
+    for set in &mut wanted.sets[..2] {
+        set.elements.clear();
+    }
+    let ranges = [(10, 14, 1_u32), (15, 19, 2), (30, 39, 1)];
+    wanted.sets[0].elements.extend(
+        ranges.map(|(from, to, mark)| (Span::range(v4(from), v4(to)), Some(Datum::Value(mark.into())))),
+    );
+    wanted.sets[1].elements.insert(81_u16.into(), None);
+    let found = Nftables::dump(&mut kernel, &TABLE).unwrap().unwrap();
+    let change = found.elements_to(&wanted).unwrap();
+    assert_eq!(change.ops.len(), 4, "two sets, each loses and gains");
+    Nftables::commit(&mut kernel, &change).unwrap();
+    assert_eq!(kernel.table(&TABLE), Some(wanted.clone()));
+    let same = Nftables::dump(&mut kernel, &TABLE).unwrap().unwrap();
+    assert_eq!(same.elements_to(&wanted), Some(Transaction::new()));
+    wanted.chains[0].rules.clear();
+    assert_eq!(same.elements_to(&wanted), None, "rules differ too");
+    assert_eq!(same.elements_to(&TableState { sets: vec![], ..wanted }), None, "a set is too many");
 }

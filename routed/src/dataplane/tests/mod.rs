@@ -4,6 +4,7 @@ mod backends;
 mod fake;
 mod kernel;
 mod parts;
+mod tables;
 
 use std::net::IpAddr;
 
