@@ -27,6 +27,9 @@ use std::process::ExitCode;
 use podway_daemon::{Action, Program, run};
 
 fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|first| first == "speaker") {
+        return bgp::standalone::main();
+    }
     run(
         Program {
             name: "routed",

@@ -58,13 +58,14 @@ pub(super) struct Shell {
     accepted: (mpsc::Sender<Accepted>, mpsc::Receiver<Accepted>),
     listeners: Listeners,
     listen_at: Option<Instant>,
-    peers_file: PeersFile,
-    /// What the kernel shall hold.
+    /// None: nobody will be waited for after a restart.
+    peers_file: Option<PeersFile>,
+    /// What the kernel shall hold; empty for a speaker alone.
     pub(super) routes: Arc<BgpRoutes>,
 }
 
 impl Shell {
-    pub(super) fn new(desired: Desired, restarted: Option<Restarted>, peers_file: PeersFile) -> Self {
+    pub(super) fn new(desired: Desired, restarted: Option<Restarted>, peers_file: Option<PeersFile>) -> Self {
         let mut actions = vec![];
         let config = Arc::new(desired.config.clone());
         let speaker = Speaker::new(config, restarted, jitter_seed(), Duration::ZERO, &mut actions);
@@ -207,6 +208,8 @@ impl Shell {
                     }
                 }
                 Action::Close { conn } => drop(self.queues.remove(&conn)),
+                // A speaker alone has no kernel to tell.
+                Action::RouteChanged { .. } if self.peers_file.is_none() => {}
                 Action::RouteChanged { prefix, next_hops } => {
                     let routes = &mut Arc::make_mut(&mut self.routes).routes;
                     if next_hops.is_empty() {
@@ -244,7 +247,9 @@ impl Shell {
         } else {
             tracing::warn!(%peer, node = name, "BGP session is down: {reason}");
         }
-        self.peers_file.write(self.speaker.relied_on());
+        if let Some(file) = &mut self.peers_file {
+            file.write(self.speaker.relied_on());
+        }
     }
 }
 
