@@ -14,6 +14,7 @@
 //! | `desired.rs` | what it shall do: a pure function of the cluster |
 //! | `shell.rs` | events in, actions out |
 //! | `connection.rs` | sockets |
+//! | `bfd.rs` | the thread that watches neighbours by BFD |
 //! | `peers_file.rs` | who was up before a restart |
 //! | `standalone/` | the speaker alone: `routed speaker` |
 //! | `answers.rs` | its state for the admin socket |
@@ -22,6 +23,7 @@
 //! back (RFC 4724); when the backend becomes another one, a Cease ends them and the routes with them.
 
 mod answers;
+mod bfd;
 mod connection;
 mod desired;
 mod peers_file;
