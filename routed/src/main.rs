@@ -30,8 +30,10 @@ use podway_daemon::{Action, Program, run};
 
 fn main() -> ExitCode {
     let mut args = std::env::args_os();
-    if args.nth(1).is_some_and(|first| first == "controller") {
-        return controller::main(args);
+    match args.nth(1).as_deref().and_then(|first| first.to_str()) {
+        Some("controller") => return controller::main(args),
+        Some("speaker") => return bgp::standalone::main(),
+        _ => {}
     }
     run(
         Program {

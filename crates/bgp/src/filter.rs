@@ -58,6 +58,8 @@ pub enum Match {
     NextHop(Vec<IpNet>),
     /// Where the route comes from.
     Source(Source),
+    /// One of these holds; of none, none.
+    Any(Vec<Self>),
     /// The condition does not hold.
     Not(Box<Self>),
 }
@@ -213,6 +215,7 @@ impl Match {
                 (Source::Neighbours(any), Some((from, _))) => any.contains(&from),
                 (Source::Role(_) | Source::Neighbours(_), None) => false,
             },
+            Self::Any(any) => any.iter().any(|condition| condition.holds(subject, attributes)),
             Self::Not(condition) => !condition.holds(subject, attributes),
         }
     }

@@ -23,6 +23,7 @@
 //! | 4486, 8203, 9003, 9384 | done: every close of ours says why first | `wire.rs`, `restart.rs` |
 //! | 4724 | done, both roles; partly 4.1: who is waited for, see `speaker/deferral.rs` | `restart.rs`, `simulation.rs` |
 //! | 4760, 2545 | IPv4 and IPv6 unicast; a link-local next hop is read and not used | `codec.rs` |
+//! | 5880, 5881, 5883, 5882 | [`bfd`], see its own table; 5882: AdminDown is no failure | `bfd.rs` |
 //! | 5065 | refused: nobody is in a confederation with us, such segments are malformed | `codec.rs` |
 //! | 5492, 6793, 9072 | done (9072: read, never needed on our side) | `codec.rs`, `wire.rs` |
 //! | 6286, 7607, 6608 | done | `wire.rs` |
@@ -38,6 +39,7 @@
 //! | 9494 | done as helper and towards peers; stale routes are not told to peers without the capability | `restart.rs` |
 //! | 9687 | done | `wire.rs` |
 
+pub mod bfd;
 pub mod config;
 pub mod event;
 mod export;

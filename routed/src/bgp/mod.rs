@@ -14,17 +14,21 @@
 //! | `desired.rs` | what it shall do: a pure function of the cluster |
 //! | `shell.rs` | events in, actions out |
 //! | `connection.rs` | sockets |
+//! | `bfd.rs` | the thread that watches neighbours by BFD |
 //! | `peers_file.rs` | who was up before a restart |
+//! | `standalone/` | the speaker alone: `routed speaker` |
 //! | `answers.rs` | its state for the admin socket |
 //!
 //! At the end of the process connections are closed without a NOTIFICATION, so that peers keep our routes until we are
 //! back (RFC 4724); when the backend becomes another one, a Cease ends them and the routes with them.
 
 mod answers;
+mod bfd;
 mod connection;
 mod desired;
 mod peers_file;
 mod shell;
+pub(crate) mod standalone;
 #[cfg(test)]
 mod tests;
 
@@ -113,7 +117,7 @@ impl Bgp {
                 let file = PeersFile::new(self.peers_file.clone(), self.boot_id.clone());
                 let restarted = file.read();
                 tracing::info!(asn = %desired.config.asn, neighbours = desired.config.neighbours.len(), "BGP begins");
-                *shell = Some(Shell::new(desired, restarted, file));
+                *shell = Some(Shell::new(desired, restarted, Some(file)));
             }
             (Some(_), None) => {
                 if let Some(shell) = shell.take() {

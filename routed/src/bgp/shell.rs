@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use podway_bgp::config::Restarted;
+use podway_bgp::config::{Neighbour, Restarted};
 use podway_bgp::{Action, AfterStop, ConnId, Event, Speaker};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::bfd::{Change, Watch, Watched};
 use super::connection::{self, Listeners, QUEUE};
 use super::desired::Desired;
 use super::peers_file::PeersFile;
@@ -40,6 +41,8 @@ pub(super) enum Wake {
     Deadline,
     /// Time to try listening again.
     Listen,
+    /// BFD has something to say.
+    Bfd(Change),
 }
 
 /// A connection that a listener took, and who is at its other end.
@@ -57,14 +60,19 @@ pub(super) struct Shell {
     events: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
     accepted: (mpsc::Sender<Accepted>, mpsc::Receiver<Accepted>),
     listeners: Listeners,
+    /// None: nobody is to be watched.
+    watch: Option<Watch>,
     listen_at: Option<Instant>,
-    peers_file: PeersFile,
-    /// What the kernel shall hold.
+    /// When a flush began whose cost is not known yet: the connections' tasks have not run.
+    flushing: Option<Instant>,
+    /// None: nobody will be waited for after a restart.
+    peers_file: Option<PeersFile>,
+    /// What the kernel shall hold; empty for a speaker alone.
     pub(super) routes: Arc<BgpRoutes>,
 }
 
 impl Shell {
-    pub(super) fn new(desired: Desired, restarted: Option<Restarted>, peers_file: PeersFile) -> Self {
+    pub(super) fn new(desired: Desired, restarted: Option<Restarted>, peers_file: Option<PeersFile>) -> Self {
         let mut actions = vec![];
         let config = Arc::new(desired.config.clone());
         let speaker = Speaker::new(config, restarted, jitter_seed(), Duration::ZERO, &mut actions);
@@ -77,7 +85,9 @@ impl Shell {
             events: mpsc::channel(EVENTS),
             accepted: mpsc::channel(ACCEPTED),
             listeners: Listeners::default(),
+            watch: None,
             listen_at: None,
+            flushing: None,
             peers_file,
             routes: Arc::default(),
             desired,
@@ -86,11 +96,21 @@ impl Shell {
         shell.perform(actions);
         shell.step(Event::Claimed(claims));
         shell.listen();
+        shell.follow_bfd();
         shell
     }
 
     /// Waits for something to do. Cancel-safe: each branch only takes what it returns.
     pub(super) async fn wake(&mut self) -> Wake {
+        if let Some(begin) = self.flushing {
+            // All that the flush woke runs before we do again: what it has cost is known then.
+            tokio::task::yield_now().await;
+            self.flushing = None;
+            // Only paces later flushes: it has no actions of its own worth a second look.
+            let mut none = vec![];
+            self.speaker.step(self.now(), Event::Flushed { took: begin.elapsed() }, &mut none);
+            self.perform(none);
+        }
         let deadline = self.speaker.deadline().map(|at| self.began + at);
         let listen_at = self.listen_at;
         let sleep = async {
@@ -102,6 +122,7 @@ impl Shell {
         tokio::select! {
             Some(event) = self.events.1.recv() => Wake::Event(event),
             Some((stream, remote)) = self.accepted.1.recv() => Wake::Accepted(stream, remote),
+            Some(change) = next_change(self.watch.as_mut()) => Wake::Bfd(change),
             () = sleep => if listen_at.is_some_and(|at| at <= Instant::now()) { Wake::Listen } else { Wake::Deadline },
         }
     }
@@ -121,6 +142,13 @@ impl Shell {
             Wake::Accepted(stream, remote) => self.on_accepted(stream, remote),
             Wake::Deadline => self.step(Event::Timer),
             Wake::Listen => self.listen(),
+            Wake::Bfd(Change { peer, lost, what }) => {
+                tracing::info!(%peer, "{what}");
+                if lost {
+                    // Whether the node is dead or its daemon restarts is not known: graceful restart holds.
+                    self.step(Event::Lost { peer, purge: false, reason: what });
+                }
+            }
         }
         while self.tasks.try_join_next().is_some() {}
     }
@@ -137,6 +165,32 @@ impl Shell {
         }
         if before.listen != self.desired.listen {
             self.listen();
+        }
+        self.follow_bfd();
+    }
+
+    /// Has listed neighbours watched that are to be; the thread runs only while there are any.
+    fn follow_bfd(&mut self) {
+        let own = |neighbour: &Neighbour, peer: &IpAddr| {
+            let mut ours = self.desired.listen.iter().map(std::net::SocketAddr::ip);
+            neighbour.local_address.or_else(|| ours.find(|own| own.is_ipv4() == peer.is_ipv4()))
+        };
+        let neighbours = self.desired.config.neighbours.iter();
+        let wanted: Watched = neighbours
+            .filter_map(|(peer, neighbour)| Some((*peer, (own(neighbour, peer)?, neighbour.options.bfd?))))
+            .collect();
+        if wanted.is_empty() {
+            self.watch = None;
+            return;
+        }
+        if self.watch.is_none() {
+            match Watch::start(jitter_seed()) {
+                Ok(watch) => self.watch = Some(watch),
+                Err(error) => tracing::error!(%error, "no thread for BFD: neighbours are not watched"),
+            }
+        }
+        if let Some(watch) = &self.watch {
+            watch.watch(wanted);
         }
     }
 
@@ -183,10 +237,7 @@ impl Shell {
         let sends = actions.iter().filter(|action| matches!(action, Action::Send { .. })).count();
         self.perform(actions);
         if sends > 1 {
-            // Only paces later flushes: it has no actions of its own worth a second look.
-            let mut none = vec![];
-            self.speaker.step(self.now(), Event::Flushed { took: begin.elapsed() }, &mut none);
-            self.perform(none);
+            self.flushing.get_or_insert(begin);
         }
     }
 
@@ -207,6 +258,8 @@ impl Shell {
                     }
                 }
                 Action::Close { conn } => drop(self.queues.remove(&conn)),
+                // A speaker alone has no kernel to tell.
+                Action::RouteChanged { .. } if self.peers_file.is_none() => {}
                 Action::RouteChanged { prefix, next_hops } => {
                     let routes = &mut Arc::make_mut(&mut self.routes).routes;
                     if next_hops.is_empty() {
@@ -244,7 +297,17 @@ impl Shell {
         } else {
             tracing::warn!(%peer, node = name, "BGP session is down: {reason}");
         }
-        self.peers_file.write(self.speaker.relied_on());
+        if let Some(file) = &mut self.peers_file {
+            file.write(self.speaker.relied_on());
+        }
+    }
+}
+
+/// The next thing that BFD says; without it, nothing.
+async fn next_change(watch: Option<&mut Watch>) -> Option<Change> {
+    match watch {
+        Some(watch) => watch.next().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -293,6 +293,11 @@ impl SpeakerConfig {
         mistake(no_role, "strict role", "needs a role of RFC 9234");
         let unkept = options.long_lived.is_some() && self.graceful_restart.is_none();
         mistake(unkept, "long-lived graceful restart", "needs graceful restart");
+        let slow = |bfd: &Bfd| {
+            bfd.multiplier == 0 || !(crate::bfd::SHORTEST..=crate::bfd::LONGEST).contains(&bfd.interval)
+        };
+        let bfd = options.bfd.as_ref().is_some_and(slow);
+        mistake(bfd, "BFD", "has no multiplier, or an interval not from 10 ms to 60 s");
         let warned = |max: &MaxPrefixes| max.limit == 0 || max.warn_percent > 100;
         let maximum = options.max_prefixes.values().any(warned);
         mistake(maximum, "maximum prefixes", "is zero, or warns above 100 percent");

@@ -68,6 +68,8 @@ struct Cursor {
     behind: Option<BTreeSet<Nlri>>,
     /// Octets given to the shell and not written yet.
     unsent: usize,
+    /// There was more to read than the window allowed: go on when there is room, not with the next flush.
+    throttled: bool,
     /// Families whose End-of-RIB is owed, and the position after which it may go; none: not known yet.
     end_of_rib: BTreeMap<Family, Option<u64>>,
     refresh: BTreeMap<Family, Refresh>,
@@ -239,7 +241,8 @@ impl Group {
             families.iter().map(|family| (family, settled.contains(family).then_some(end))).collect();
         let refresh = BTreeMap::new();
         let snapshot = Some((snapshot, 0));
-        let cursor = Cursor { snapshot, position, behind: None, unsent: 0, end_of_rib, refresh, enhanced };
+        let (behind, unsent, throttled) = (None, 0, false);
+        let cursor = Cursor { snapshot, position, behind, unsent, throttled, end_of_rib, refresh, enhanced };
         self.members.insert(member, cursor);
     }
 
@@ -252,7 +255,8 @@ impl Group {
         let end_of_rib = moved.end_of_rib.into_iter().map(|(family, at)| (family, later(at))).collect();
         let (unsent, enhanced) = (moved.unsent, moved.enhanced);
         let (snapshot, behind, refresh) = (None, Some(behind), BTreeMap::new());
-        let cursor = Cursor { snapshot, position, behind, unsent, end_of_rib, refresh, enhanced };
+        let throttled = false;
+        let cursor = Cursor { snapshot, position, behind, unsent, throttled, end_of_rib, refresh, enhanced };
         self.members.insert(member, cursor);
     }
 
@@ -330,12 +334,12 @@ impl Group {
         cursor.position = self.log.end();
     }
 
-    /// The shell has written that much for a member. True: there is room for a good deal more.
+    /// The shell has written that much for a member. True: it waits for that, and there is room for a good deal more.
     pub(crate) fn wrote(&mut self, member: IpAddr, bytes: usize) -> bool {
         let Some(cursor) = self.members.get_mut(&member) else { return false };
         // Keepalives are written too but never counted as given: they make the window a little wider.
         cursor.unsent = cursor.unsent.saturating_sub(bytes);
-        cursor.unsent <= self.limits.window / 2
+        cursor.throttled && cursor.unsent <= self.limits.window / 2
     }
 
     /// What a member can be sent now.
@@ -344,7 +348,14 @@ impl Group {
         let Some(cursor) = members.get_mut(&member) else { return vec![] };
         let view = View { key, limits, adj_out, log };
         let mut pieces = Pieces::default();
-        while cursor.unsent + pieces.len() < limits.window && view.next_for(member, cursor, &mut pieces) {}
+        cursor.throttled = loop {
+            if cursor.unsent + pieces.len() >= limits.window {
+                break true;
+            }
+            if !view.next_for(member, cursor, &mut pieces) {
+                break false;
+            }
+        };
         cursor.unsent += pieces.len();
         pieces.finish()
     }

@@ -88,6 +88,8 @@ pub(crate) struct Slot {
     hold_time: Duration,
     /// Octets given to the shell and not written yet.
     unsent: usize,
+    /// When octets were last written, or began to wait.
+    progress: Duration,
     pub(crate) last_error: Option<String>,
 }
 
@@ -110,6 +112,7 @@ impl Slot {
             send_hold: None,
             hold_time: Duration::ZERO,
             unsent: 0,
+            progress: now,
             last_error: None,
         }
     }
@@ -122,11 +125,12 @@ impl Slot {
 
     /// The timer that has expired at `now`; it is stopped.
     pub(crate) fn expired(&mut self, now: Duration) -> Option<FsmEvent> {
+        let stuck = self.send_hold_expired(now);
         let due = |timer: &mut Option<Duration>| timer.take_if(|at| *at <= now).is_some();
         // Hold before keepalive: a peer that is gone needs none.
         if due(&mut self.hold) {
             Some(FsmEvent::HoldExpired)
-        } else if due(&mut self.send_hold) {
+        } else if stuck {
             Some(FsmEvent::SendHoldExpired)
         } else if due(&mut self.keepalive) {
             Some(FsmEvent::KeepaliveExpired)
@@ -159,22 +163,37 @@ impl Slot {
         next_frame(&mut self.buffer, max_len)
     }
 
-    /// The shell has been given octets for the connection.
-    pub(crate) fn gave(&mut self, octets: usize, now: Duration) {
+    /// The shell has been given octets for the connection. True: a timer has been started.
+    pub(crate) fn gave(&mut self, octets: usize, now: Duration) -> bool {
+        if self.unsent == 0 {
+            self.progress = now;
+        }
         self.unsent += octets;
-        // RFC 9687 section 3.2: the timer runs while something waits.
         let time = self.negotiated.as_ref().map_or(Duration::ZERO, |n| n.send_hold);
-        if self.send_hold.is_none() && self.state == State::Established && !time.is_zero() {
+        let starts = self.send_hold.is_none() && self.state == State::Established && !time.is_zero();
+        if starts {
             self.send_hold = Some(now + time);
         }
+        starts
     }
 
-    /// The shell has written octets: the peer reads.
+    /// The shell has written octets: the peer reads. The timer is left alone, it looks at the progress when it expires:
+    /// this happens for every client after every flush.
     pub(crate) fn wrote(&mut self, octets: usize, now: Duration) {
         self.unsent = self.unsent.saturating_sub(octets);
-        let time = self.negotiated.as_ref().map_or(Duration::ZERO, |n| n.send_hold);
-        let waits = self.unsent > 0 && self.state == State::Established && !time.is_zero();
-        self.send_hold = waits.then(|| now + time);
+        self.progress = now;
+    }
+
+    /// RFC 9687 section 3.2: the timer counts while something waits and nothing moves. True: for too long.
+    fn send_hold_expired(&mut self, now: Duration) -> bool {
+        if self.send_hold.take_if(|at| *at <= now).is_none() || self.unsent == 0 {
+            return false;
+        }
+        let due = self.progress + self.negotiated.as_ref().map_or(Duration::ZERO, |n| n.send_hold);
+        if due > now {
+            self.send_hold = Some(due);
+        }
+        due <= now
     }
 
     /// Runs one event through the machine. `notification` is what it brought, or what `Op::Notify` shall send.
@@ -304,7 +323,7 @@ impl Slot {
 
     pub(crate) fn send(&mut self, bytes: Bytes, cx: &mut Cx<'_>) {
         if let Some(conn) = self.conn {
-            self.gave(bytes.len(), cx.now);
+            let _ = self.gave(bytes.len(), cx.now);
             cx.out.push(Action::Send { conn, bytes });
         }
     }

@@ -309,9 +309,11 @@ impl Speaker {
         let pieces = group.pull(member);
         if !pieces.is_empty() {
             let (conn, slot) = (session.conn, session.slot);
-            peer.slots[slot].gave(pieces.iter().map(bytes::Bytes::len).sum(), self.now);
+            let starts = peer.slots[slot].gave(pieces.iter().map(bytes::Bytes::len).sum(), self.now);
             self.actions.extend(pieces.into_iter().map(|bytes| Action::Send { conn, bytes }));
-            self.rearm(member);
+            if starts {
+                self.rearm(member);
+            }
         }
     }
 
@@ -325,7 +327,6 @@ impl Speaker {
         {
             self.pull(address);
         }
-        self.rearm(address);
     }
 
     fn on_stopped(&mut self, routes: AfterStop) {

@@ -239,7 +239,7 @@ impl Speaker {
         let (conn, slot) = (session.conn, session.slot);
         for family in session.negotiated.families.iter() {
             let bytes = refresh::encode(Subtype::Request, family);
-            peer.slots[slot].gave(bytes.len(), self.now);
+            let _ = peer.slots[slot].gave(bytes.len(), self.now);
             self.actions.push(Action::Send { conn, bytes });
         }
     }
