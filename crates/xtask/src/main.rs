@@ -9,11 +9,13 @@
 //! | [`build`] | calls cargo, one profile for everything |
 //! | [`demo`] | `cargo xtask demo` |
 //! | [`test`] | `cargo xtask test`: layers, their minutes, the closing tally |
+//! | [`fuzz`] | `cargo xtask fuzz`: the coverage-guided fuzzer |
 //! | [`skips`] | reasons for which a test may be skipped |
 //! | [`tally`] | counts what test runners print |
 
 mod build;
 mod demo;
+mod fuzz;
 mod skips;
 mod tally;
 mod test;
@@ -32,6 +34,7 @@ Commands:
   test             set up, build, and run the tests: crates, namespaces, one demo
   test --quick     what needs neither root nor packages
   test --full      everything that CI runs: every demo as well
+  fuzz [TARGET]    run the coverage-guided fuzzer (`cargo xtask fuzz --help` lists its options)
   tools            only the set-up: say what is there and get what is missing
   tools --env      the same, then the environment as a shell reads it
   help             this text
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match arguments.first().map(String::as_str) {
         Some("demo") => demo::run(&arguments[1..]),
+        Some("fuzz") => fuzz::run(&arguments[1..]),
         Some("test") => test::run(&arguments[1..]),
         Some("tools") if arguments.len() == 1 => tools::Tools::prepare(&tools::ALL).map(|tools| {
             tools.print_table();
