@@ -22,7 +22,7 @@ enum Kind {
     Dev,
 }
 
-const KINDS: [(&str, Kind); 16] = [
+const KINDS: [(&str, Kind); 17] = [
     ("podway-model", Kind::Model),
     ("podway-bgp", Kind::Pure),
     ("podway-policy", Kind::Pure),
@@ -38,6 +38,7 @@ const KINDS: [(&str, Kind); 16] = [
     ("podwayctl", Kind::Binary),
     ("podway-testkit", Kind::Dev),
     ("podway-tests", Kind::Dev),
+    ("podway-fuzz", Kind::Dev),
     ("xtask", Kind::Dev),
 ];
 
@@ -58,6 +59,9 @@ const WORLDLY: [&str; 11] = [
     "inotify",
     "tempfile",
 ];
+
+/// The one crate that links a binary's library: the readers of the CNI plugin are reached by bytes from outside too.
+const LINKS_A_BINARY: (&str, &str) = ("podway-fuzz", "cni-plugin");
 
 /// No file is longer without a reason in its first lines.
 const LONGEST_FILE: usize = 800;
@@ -102,7 +106,8 @@ fn dependencies_point_downwards() {
         for dependency in dependencies(package) {
             let Some(&other) = kinds.get(dependency) else { continue };
             // Binaries never depend on each other; dev crates run binaries and never link them.
-            if other > own || other == Kind::Binary {
+            let linked = other == Kind::Binary && (package.name.as_str(), dependency) != LINKS_A_BINARY;
+            if other > own || linked {
                 wrong.push(format!("{} ({own:?}) depends on {dependency} ({other:?})", package.name));
             }
         }

@@ -26,7 +26,7 @@ use ipnet::IpNet;
 use podway_model::ids::BootId;
 use podway_model::{SCHEMA, accepts_schema};
 
-use crate::lease::{Attachment, Condition, Lease, LeaseKind, LeasedAddress};
+use crate::lease::{Attachment, Condition, Family, Lease, LeaseKind, LeasedAddress};
 
 const MAGIC: &str = "podway-ipam";
 /// Ends the line of a lease for an interface that somebody else makes.
@@ -240,6 +240,11 @@ fn parse_entry(body: &str) -> Option<Entry> {
             let attachment = parse_attachment(&mut words)?;
             let network = words.next()?.parse().ok()?;
             let addresses = words.next()?.split(',').map(parse_leased).collect::<Option<Vec<_>>>()?;
+            match addresses.as_slice() {
+                [_] => {}
+                [one, other] if Family::of(one.address) != Family::of(other.address) => {}
+                _ => return None, // one per family, as every lease has
+            }
             let kind = match words.next() {
                 None => LeaseKind::Wired,
                 Some(ADDRESS_ONLY) => LeaseKind::AddressOnly,

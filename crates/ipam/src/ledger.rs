@@ -55,6 +55,9 @@ pub enum Contradiction {
         /// Its second holder.
         attachment: Attachment,
     },
+    /// An address would be free while it has a holder.
+    #[error("{0} is said to be free while somebody holds it")]
+    Held(IpAddr),
     /// An attachment would have two leases.
     #[error("{0} gets a second lease")]
     SecondLease(Attachment),
@@ -205,6 +208,9 @@ impl Ledger {
                 }
             }
             Entry::Freed { address, at, condition } => {
+                if self.taken.contains(address) {
+                    return Err(Contradiction::Held(*address));
+                }
                 self.freed.insert(*address, Freed { at: *at, condition: *condition });
             }
             Entry::Forget(block) => self.freed.retain(|address, _| !block.contains(address)),

@@ -10,6 +10,7 @@
 //! | [`demo`] | `cargo xtask demo` |
 //! | [`test`] | `cargo xtask test`: layers, their minutes, the closing tally |
 //! | [`demos`] | the demo as a test |
+//! | [`fuzz`] | `cargo xtask fuzz`: the coverage-guided fuzzer |
 //! | [`matrix`] | `cargo xtask matrix`: what takes hours, and its table |
 //! | [`vm`], [`cpio`] | the tests on Debian's kernel, under emulation |
 //! | [`watch`] | runs a program with a log and a time limit |
@@ -20,6 +21,7 @@ mod build;
 mod cpio;
 mod demo;
 mod demos;
+mod fuzz;
 mod matrix;
 mod skips;
 mod tally;
@@ -44,6 +46,7 @@ Commands:
   test LAYER..     some layers of --full: crates, suites, demos, vm
   matrix [GROUP..] every combination and long runs (demos, suites, seeds): hours; writes
                    tests/matrix/table.md
+  fuzz [TARGET]    run the coverage-guided fuzzer (`cargo xtask fuzz --help` lists its options)
   tools            only the set-up: say what is there and get what is missing
   tools --env      the same, then the environment as a shell reads it
   help             this text
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match arguments.first().map(String::as_str) {
         Some("demo") => demo::run(&arguments[1..]),
+        Some("fuzz") => fuzz::run(&arguments[1..]),
         Some("test") => test::run(&arguments[1..]),
         Some("matrix") => matrix::run(&arguments[1..]),
         Some("tools") if arguments.len() == 1 => tools::Tools::prepare(&tools::ALL).map(|tools| {

@@ -88,7 +88,7 @@ pub struct Fault {
 pub struct Update {
     /// Prefixes that are withdrawn, those of treat-as-withdraw included. To be applied first.
     pub withdrawn: Vec<Nlri>,
-    /// Prefixes that are announced, with their attributes: one entry per family at most.
+    /// Prefixes that are announced, with their attributes: each in one entry only.
     pub announced: Vec<(PathAttributes, Vec<Nlri>)>,
     /// End-of-RIB (RFC 4724 section 2).
     pub end_of_rib: Option<Family>,
@@ -177,8 +177,14 @@ impl Update {
         Ok(update)
     }
 
-    /// A prefix both withdrawn and announced is announced (RFC 4271 4.3, last paragraph).
+    /// A prefix both withdrawn and announced is announced (RFC 4271 4.3, last paragraph). One that stands in NLRI and
+    /// in MP_REACH_NLRI is announced once, with the next hop of the latter.
     fn settle(&mut self) {
+        if let [(_, classic), (_, mp)] = self.announced.as_mut_slice() {
+            let mp: BTreeSet<Nlri> = mp.iter().copied().collect();
+            classic.retain(|prefix| !mp.contains(prefix));
+            self.announced.retain(|(_, prefixes)| !prefixes.is_empty());
+        }
         if !self.withdrawn.is_empty() && !self.announced.is_empty() {
             let announced: BTreeSet<Nlri> = self.announced.iter().flat_map(|(_, p)| p).copied().collect();
             self.withdrawn.retain(|prefix| !announced.contains(prefix));
