@@ -45,8 +45,9 @@ fn add_and_del_cost_no_more_than_they_did() {
     let (add, calls) = cheapest(&host, &pod, "ADD", nothing, || host.del(&pod));
     let (del, more) = cheapest(&host, &pod, "DEL", || drop(host.add(&pod)), nothing);
     println!("ADD {add:?}, DEL {del:?}");
-    assert!(add.calls <= 141 && add.sent <= 9, "ADD: {add:?}");
-    assert!(del.calls <= 85 && del.sent <= 2, "DEL: {del:?}");
+    assert!(add.calls <= 142 && add.sent <= 9, "ADD: {add:?}");
+    // One of the three asks for the device of rates: DEL is not told whether there are any.
+    assert!(del.calls <= 86 && del.sent <= 3, "DEL: {del:?}");
     // Nothing is synced to a disk, nobody is waited for.
     for (name, call) in
         [("fsync", libc::SYS_fsync), ("fdatasync", libc::SYS_fdatasync), ("sync", libc::SYS_sync)]
