@@ -19,9 +19,11 @@ use futures::stream::FuturesUnordered;
 use futures::{Stream, StreamExt as _};
 use inotify::{Inotify, WatchMask};
 use ipnet::IpNet;
-use podway_ipam::LeaseStore;
 use podway_ipam::store::{AddressLock, since_boot};
+use podway_ipam::{Attachment, LeaseStore, stale};
+use podway_kern::rtnl::Rtnl;
 use podway_model::ids::BootId;
+use podway_model::names;
 use podway_model::node_file::NodeFile;
 use podway_store::Store;
 use tokio::sync::watch;
@@ -61,7 +63,13 @@ pub(crate) async fn run(
     let mut events = store.watch(&PREFIXES);
     let mut notices: Option<Notices> = None;
     let mut work = Work::new();
-    let mut leases = Leases { is_looking: false, look_at: start, looked_for: Vec::new(), problem: None };
+    let mut leases = Leases {
+        is_looking: false,
+        look_at: start,
+        looked_for: Vec::new(),
+        collect_at: start,
+        problem: None,
+    };
     let mut facts_end = false;
     facts.mark_changed();
     work.push(Box::pin(async { Done::Event(Event::Clock(unix_seconds())) }));
@@ -77,7 +85,11 @@ pub(crate) async fn run(
             leases.is_looking = true;
             leases.look_at = Instant::now() + LOOK;
             leases.looked_for.clone_from(&own);
-            work.push(look_at_leases(&identity, own));
+            let collect = leases.collect_at <= Instant::now();
+            if collect {
+                leases.collect_at = Instant::now() + stale::APART;
+            }
+            work.push(look_at_leases(&identity, own, collect));
             work.push(Box::pin(async { Done::Event(Event::Clock(unix_seconds())) }));
         }
         let deadline = core.deadline().map_or(leases.look_at, |at| leases.look_at.min(start + at));
@@ -137,6 +149,8 @@ struct Leases {
     look_at: Instant,
     /// Blocks of the last look.
     looked_for: Vec<IpNet>,
+    /// When to look for leases whose pods are gone.
+    collect_at: Instant,
     /// Told once.
     problem: Option<String>,
 }
@@ -206,18 +220,31 @@ async fn noticed(notices: &mut Option<Notices>) {
     }
 }
 
-fn look_at_leases(identity: &Identity, blocks: Vec<IpNet>) -> Pin<Box<dyn Future<Output = Done> + Send>> {
+fn look_at_leases(
+    identity: &Identity,
+    blocks: Vec<IpNet>,
+    collect: bool,
+) -> Pin<Box<dyn Future<Output = Done> + Send>> {
     let (folder, boot) = (identity.ipam_dir.clone(), identity.boot_id.clone());
     let file = identity.node_file.clone();
     Box::pin(async move {
-        let look = tokio::task::spawn_blocking(move || count_leases(&folder, &boot, &file, &blocks));
+        let look = tokio::task::spawn_blocking(move || count_leases(&folder, &boot, &file, &blocks, collect));
         Done::Look(look.await.unwrap_or_else(|error| Err(error.to_string())))
     })
 }
 
 /// Waits for the address lock, so it runs on a thread of its own.
-fn count_leases(folder: &Path, boot: &BootId, file: &Path, blocks: &[IpNet]) -> Result<Looked, String> {
-    let leases = LeaseStore::open(folder, boot).map_err(|error| error.to_string())?;
+fn count_leases(
+    folder: &Path,
+    boot: &BootId,
+    file: &Path,
+    blocks: &[IpNet],
+    collect: bool,
+) -> Result<Looked, String> {
+    let mut leases = LeaseStore::open(folder, boot).map_err(|error| error.to_string())?;
+    if collect && let Err(error) = end_stale_leases(&mut leases) {
+        tracing::warn!("leases whose pods are gone cannot be looked for: {error}");
+    }
     let file = read_node_file(file).filter(|file| file.boot_id == *boot);
     let generation = file.as_ref().map_or(0, |file| file.generation);
     let reserved = file.map(|file| file.tunnel_addresses).unwrap_or_default();
@@ -243,6 +270,26 @@ fn forget_leases(identity: &Identity, block: IpNet) -> Pin<Box<dyn Future<Output
         }
         Done::Event(Event::Tick)
     })
+}
+
+/// Ends the leases whose pods are gone without a DEL: see `podway_ipam::stale`.
+fn end_stale_leases(leases: &mut LeaseStore) -> Result<(), String> {
+    let links = Rtnl::open().and_then(|mut rtnl| rtnl.links_in_group(names::POD_GROUP));
+    let links = links.map_err(|error| error.to_string())?;
+    let present = links.iter().filter_map(|link| Attachment::from_alias(link.alias.as_deref()?)).collect();
+    for lease in leases.collect_stale(&present, since_boot()).map_err(|error| error.to_string())? {
+        let Attachment { container_id, ifname } = &lease.attachment;
+        tracing::info!(container = %container_id, interface = %ifname, "lease ended: its pod is gone");
+        let id = names::attachment_id(container_id.as_str(), ifname.as_str());
+        let record = Path::new(names::ENDPOINTS_DIR).join(format!("{id}.json"));
+        match fs::remove_file(&record) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(format!("{}: {error}", record.display()));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 fn carry_out(store: Arc<dyn Store>, write: Write) -> Pin<Box<dyn Future<Output = Done> + Send>> {
