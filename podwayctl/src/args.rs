@@ -11,6 +11,7 @@ const EXIT_CODES: &str = "\
 Exit codes:
    0  done
    1  failed: the message says what, and what to do
+   2  denied (policy trace)
    3  not found
    4  this node is not ready
   64  bad input: every mistake is listed, nothing was changed";
@@ -76,6 +77,9 @@ pub(crate) enum Command {
     /// BGP sessions and routes of this node
     #[command(subcommand)]
     Bgp(BgpCommand),
+    /// NetworkPolicy on this node: what becomes of a connection, and why
+    #[command(subcommand)]
+    Policy(PolicyCommand),
     /// The cluster's nodes
     #[command(subcommand)]
     Node(NodeCommand),
@@ -157,6 +161,37 @@ pub(crate) enum BgpCommand {
     Peers(SocketArgs),
     /// BGP routes that this node knows, best paths marked with *
     Routes(SocketArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PolicyCommand {
+    /// Whether a new connection is allowed, and which policy and rule allow or deny it
+    ///
+    /// Asks this node's policy-agent, which knows all policies and all pods of the cluster, with the engine that fills
+    /// the kernel. Exits with 2 if the connection is denied in any family.
+    Trace(TraceArgs),
+    /// Policies of the cluster, and the pods of this node that they isolate
+    List(SocketArgs),
+    /// Whether the kernel holds what it should, and everything can be enforced as written
+    ///
+    /// Compares the table in the kernel with what follows from the objects. Exits with 1 if something is wrong.
+    Check(SocketArgs),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct TraceArgs {
+    /// Who opens the connection: NAMESPACE/POD, an address, or node/NAME
+    pub(crate) from: String,
+
+    /// Who is meant: the same. Of a Service name one of its pods: policies see packets after translation
+    pub(crate) to: String,
+
+    /// What it carries: PORT (TCP), tcp/PORT, udp/PORT, sctp/PORT or icmp
+    #[arg(value_name = "PORT")]
+    pub(crate) traffic: String,
+
+    #[command(flatten)]
+    pub(crate) sockets: SocketArgs,
 }
 
 #[derive(Debug, Subcommand)]
@@ -242,6 +277,8 @@ mod tests {
             "delete -f x pod a",
             "status --node --all",
             "bgp",
+            "policy",
+            "policy trace x/a x/b",
             "node release",
             "version extra",
             "--etcd-prefix /x/ version",

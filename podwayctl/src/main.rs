@@ -5,6 +5,7 @@
 //! | `apply`, `get`, `delete` | the cluster store | [`apply`], [`get`], [`delete`] |
 //! | `status` | this node's daemons and the store | [`status`] |
 //! | `bgp peers`, `bgp routes` | this node's `routed` | [`bgp`] |
+//! | `policy trace`, `policy list`, `policy check` | this node's `policy-agent` | [`policy`] |
 //! | `node list`, `node release` | the store | [`node`] |
 //! | `node install` | this node's files | [`install`] |
 //!
@@ -22,6 +23,7 @@ mod node;
 mod objects;
 mod outcome;
 mod output;
+mod policy;
 mod status;
 mod table;
 
@@ -31,7 +33,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use podway_model::mistakes::EXIT_BAD_INPUT;
 
-use args::{Args, BgpCommand, Command, NodeCommand};
+use args::{Args, BgpCommand, Command, NodeCommand, PolicyCommand};
 use outcome::Failure;
 use output::Output;
 
@@ -68,6 +70,9 @@ async fn run(args: &Args) -> Result<(), Failure> {
         Command::Status(command) => status::run(&args.store, command, &output).await,
         Command::Bgp(BgpCommand::Peers(command)) => bgp::peers(command, &output),
         Command::Bgp(BgpCommand::Routes(command)) => bgp::routes(command, &output),
+        Command::Policy(PolicyCommand::Trace(command)) => policy::trace(command, &output),
+        Command::Policy(PolicyCommand::List(command)) => policy::list(command, &output),
+        Command::Policy(PolicyCommand::Check(command)) => policy::check(command, &output),
         Command::Node(NodeCommand::List) => node::list(&args.store, &output).await,
         Command::Node(NodeCommand::Release(command)) => node::release(&args.store, command, &output).await,
         Command::Node(NodeCommand::Install(command)) => install::run(command, &output),

@@ -12,6 +12,8 @@ use podway_store::StoreError;
 pub(crate) enum Failure {
     /// Exit 64: nothing was changed.
     BadInput(Mistakes),
+    /// Exit 2: a connection is denied. All was said already.
+    Denied,
     /// Exit 3.
     NotFound(String),
     /// Exit 4.
@@ -31,6 +33,7 @@ impl Failure {
     pub(crate) fn code(&self) -> u8 {
         match self {
             Self::BadInput(_) => EXIT_BAD_INPUT,
+            Self::Denied => 2,
             Self::NotFound(_) => 3,
             Self::NotReady(_) => 4,
             Self::Store(_) | Self::Daemon(_) | Self::Io(_) | Self::Failed(_) => 1,
@@ -49,6 +52,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::BadInput(mistakes) => mistakes.fmt(f),
+            Self::Denied => f.write_str("denied"),
             Self::NotFound(text) | Self::NotReady(text) | Self::Failed(text) => f.write_str(text),
             Self::Store(error) => error.fmt(f),
             Self::Daemon(error) => error.fmt(f),

@@ -90,9 +90,7 @@ fn ask_policy(socket: &Path) -> Asked<PolicyStatus> {
     match ask() {
         Ok(PolicyReply::Status(status)) => Asked::Answer(Box::new(status)),
         Ok(PolicyReply::Failed { reason }) => Asked::Error(reason),
-        Ok(PolicyReply::Programmed { .. }) => {
-            Asked::Error("answered something else than was asked".to_owned())
-        }
+        Ok(_) => Asked::Error("answered something else than was asked".to_owned()),
         Err(error) => no_answer(&error),
     }
 }

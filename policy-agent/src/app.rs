@@ -4,6 +4,7 @@
 //!  store watch (queue: 1 event, coalesced by the store) ──┐
 //!  inotify on /run/podway/endpoints (kernel's queue) ─────┤
 //!  nftables monitor (kernel's queue) ─────────────────────┼─▶ task "policy": Core ─▶ kernel (blocking, µs to ms)
+//!  dropped packets (kernel's queue, at most 10 a second) ─┤
 //!  task "socket": questions (queue: 64) ──────────────────┤
 //!  core's deadline: the only sleep ───────────────────────┘
 //! ```
@@ -19,10 +20,11 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use podway_daemon::admin::AdminSocket;
 use podway_daemon::{Process, Shutdown};
+use podway_kern::nft::{Logged, NftLog};
 use podway_model::ids::BootId;
 use podway_model::names::{BOOT_ID_FILE, ENDPOINTS_DIR, POLICY_SOCKET};
 use podway_model::socket::{PolicyReply, PolicyRequest};
-use podway_policy::Limits;
+use podway_policy::{DROP_GROUP, Limits};
 use podway_store::Watch;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
@@ -36,6 +38,9 @@ use crate::source;
 /// Questions that may wait for the core; it takes one in microseconds.
 const QUESTIONS: usize = 64;
 
+/// Where the kernel tells the host name, which is the node's where the configuration has none.
+const HOST_NAME: &str = "/proc/sys/kernel/hostname";
+
 /// A question, and where its answer goes.
 type Question = (PolicyRequest, oneshot::Sender<PolicyReply>);
 
@@ -43,6 +48,12 @@ type Question = (PolicyRequest, oneshot::Sender<PolicyReply>);
 pub(crate) async fn start(mut process: Process) -> Result<Process> {
     let boot = fs::read_to_string(BOOT_ID_FILE).with_context(|| format!("read {BOOT_ID_FILE}"))?;
     let boot: BootId = boot.trim().parse().with_context(|| BOOT_ID_FILE)?;
+    let node = match &process.config.node.name {
+        Some(name) => name.to_string(),
+        None => {
+            fs::read_to_string(HOST_NAME).with_context(|| format!("read {HOST_NAME}"))?.trim().to_lowercase()
+        }
+    };
     let kernel = Kernel::open()?;
     let store = podway_store::open(&process.config.store)?;
     let folder = Folder::watch(Path::new(ENDPOINTS_DIR)).with_context(|| format!("watch {ENDPOINTS_DIR}"))?;
@@ -51,8 +62,15 @@ pub(crate) async fn start(mut process: Process) -> Result<Process> {
     let (ask, questions) = mpsc::channel(QUESTIONS);
     let policy = Agent {
         started: Instant::now(),
-        core: Core::new(boot, Limits::default(), kernel.table_flags()),
+        core: Core::new(boot, node, Limits::default(), kernel.table_flags()),
         monitor: kernel.monitor()?,
+        drops: match NftLog::open(DROP_GROUP) {
+            Ok(drops) => Some(drops),
+            Err(error) => {
+                tracing::warn!(%error, "dropped packets are not told: the kernel's packet log cannot be opened");
+                None
+            }
+        },
         kernel,
         store: store.watch(&[source::PREFIX]),
         folder,
@@ -91,6 +109,8 @@ struct Agent {
     core: Core,
     kernel: Kernel,
     monitor: Monitor,
+    /// Packets that policies dropped; none where the kernel has no packet log.
+    drops: Option<NftLog>,
     store: Watch,
     folder: Folder,
     questions: mpsc::Receiver<Question>,
@@ -125,6 +145,14 @@ impl Agent {
                     Some(event) => Event::Store(event),
                     None => return Ok(()),
                 },
+                dropped = next_drop(&mut self.drops) => match dropped {
+                    Ok(dropped) => Event::Dropped(dropped),
+                    Err(error) => {
+                        tracing::warn!(%error, "dropped packets are not told any more");
+                        self.drops = None;
+                        continue;
+                    }
+                },
                 () = tick => Event::Tick,
             };
             self.handle(event);
@@ -139,6 +167,11 @@ impl Agent {
         match question {
             PolicyRequest::Announce { endpoint } => Event::Announced(self.next_ticket, endpoint),
             PolicyRequest::Status => Event::AskedStatus(self.next_ticket),
+            PolicyRequest::Trace { from, to, traffic } => {
+                Event::AskedTrace(self.next_ticket, [from, to, traffic])
+            }
+            PolicyRequest::List => Event::AskedList(self.next_ticket),
+            PolicyRequest::Check => Event::AskedCheck(self.next_ticket),
         }
     }
 
@@ -191,6 +224,12 @@ impl Agent {
                     None
                 }
             },
+            Action::Compare(ticket, table) => {
+                let difference = kernel
+                    .difference(&table)
+                    .unwrap_or_else(|error| Some(format!("the kernel's table cannot be read back: {error}")));
+                Some(Event::Compared(ticket, difference))
+            }
             Action::ForgetFlows(addresses) => {
                 match kernel.forget_flows(&addresses) {
                     Ok(flows) => tracing::debug!(?addresses, flows, "forgot the flows of ended pods"),
@@ -205,11 +244,24 @@ impl Agent {
                 }
                 None
             }
+            Action::TellDrop { from, to, traffic, why } => {
+                metrics.count_told_drop();
+                tracing::info!(from, to, traffic, "dropped: {why}");
+                None
+            }
             Action::Warn(line) => {
                 tracing::warn!("{line}");
                 None
             }
         }
+    }
+}
+
+/// The next dropped packet; never, where they are not told. Cancel safe.
+async fn next_drop(drops: &mut Option<NftLog>) -> std::io::Result<Logged> {
+    match drops {
+        Some(drops) => drops.next().await,
+        None => std::future::pending().await,
     }
 }
 

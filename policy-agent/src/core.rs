@@ -18,15 +18,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use podway_kern::nft::Logged;
 use podway_model::endpoint::EndpointRecord;
 use podway_model::ids::BootId;
-use podway_model::socket::{PolicyReply, PolicyStatus};
+use podway_model::k8s::Protocol;
+use podway_model::socket::{PolicyCheck, PolicyReply, PolicyStatus};
 use podway_nft::{TableFlags, TableState, Transaction};
+use podway_policy::oracle::{Flow, Traffic};
 use podway_policy::{Endpoint, Engine, Event as Input, Flush, Limits};
 use podway_store::Event as StoreEvent;
 
-use crate::records;
 use crate::source::Source;
+use crate::{records, trace};
 
 /// Names a question that waits for its answer.
 pub(crate) type Ticket = u64;
@@ -44,6 +47,16 @@ pub(crate) enum Event {
     Announced(Ticket, Box<EndpointRecord>),
     /// Somebody wants to know how it goes.
     AskedStatus(Ticket),
+    /// Somebody wants to know what becomes of a connection: from, to, traffic.
+    AskedTrace(Ticket, [String; 3]),
+    /// Somebody wants to know which policies there are.
+    AskedList(Ticket),
+    /// Somebody wants to know whether all is in order.
+    AskedCheck(Ticket),
+    /// The comparison that [`Action::Compare`] asked for found this difference, or none.
+    Compared(Ticket, Option<String>),
+    /// The kernel dropped a packet because of a policy, and tells of it.
+    Dropped(Logged),
     /// The last [`Action::Replace`] or [`Action::Change`] is in force.
     Committed,
     /// The kernel refused it, for this reason.
@@ -67,12 +80,25 @@ pub(crate) enum Action {
     Change(Transaction),
     /// Compare the kernel's table with this one.
     Audit(Box<TableState>),
+    /// Compare the kernel's table with this one, because somebody asked.
+    Compare(Ticket, Box<TableState>),
     /// Delete what the kernel remembers of connections of these addresses.
     ForgetFlows(BTreeSet<IpAddr>),
     /// Answer a question.
     Answer(Ticket, PolicyReply),
     /// Tell the operator.
     Warn(String),
+    /// Tell the operator of a dropped packet.
+    TellDrop {
+        /// Who sent it.
+        from: String,
+        /// Whom it was for.
+        to: String,
+        /// What it carried.
+        traffic: String,
+        /// Why it was dropped.
+        why: String,
+    },
 }
 
 /// Why a whole table is sent.
@@ -90,6 +116,8 @@ pub(crate) enum Why {
 #[derive(Debug)]
 pub(crate) struct Core {
     boot: BootId,
+    /// Name of this node.
+    node: String,
     engine: Engine,
     source: Source,
     /// Whether the folder has been read.
@@ -149,10 +177,11 @@ struct Waiting {
 }
 
 impl Core {
-    /// A core that knows nothing; its tables get these flags.
-    pub(crate) fn new(boot: BootId, limits: Limits, flags: TableFlags) -> Self {
+    /// The core of a node of that name, which knows nothing; its tables get these flags.
+    pub(crate) fn new(boot: BootId, node: String, limits: Limits, flags: TableFlags) -> Self {
         Self {
             boot,
+            node,
             engine: Engine::new(limits, flags),
             source: Source::default(),
             folder_read: false,
@@ -182,6 +211,31 @@ impl Core {
             Event::AskedStatus(ticket) => {
                 out.push(Action::Answer(ticket, PolicyReply::Status(self.status())))
             }
+            Event::AskedTrace(ticket, [from, to, traffic]) => {
+                let answer = match self.is_in_sync() {
+                    true => trace::trace(&self.engine, &self.node, &from, &to, &traffic),
+                    false => self.not_in_sync(),
+                };
+                out.push(Action::Answer(ticket, answer));
+            }
+            Event::AskedList(ticket) => {
+                let answer = match self.is_in_sync() {
+                    true => PolicyReply::Listed(trace::list(&self.engine)),
+                    false => self.not_in_sync(),
+                };
+                out.push(Action::Answer(ticket, answer));
+            }
+            Event::AskedCheck(ticket) => out.push(match self.is_in_sync() {
+                true => Action::Compare(ticket, Box::new(self.engine.table())),
+                false => Action::Answer(ticket, self.not_in_sync()),
+            }),
+            Event::Compared(ticket, difference) => {
+                let status = self.status();
+                let (problems, unknown_pods) = (status.problems, status.unknown_pods);
+                let check = PolicyCheck { difference, problems, unknown_pods };
+                out.push(Action::Answer(ticket, PolicyReply::Checked(check)));
+            }
+            Event::Dropped(logged) => out.push(self.on_dropped(&logged)),
             Event::Committed => self.on_committed(now, out),
             Event::CommitFailed(reason) => self.on_commit_failed(now, reason, out),
             Event::TableTouched => self.on_table_touched(now),
@@ -219,6 +273,15 @@ impl Core {
             missing.push(format!("kernel: {reason}"));
         }
         missing
+    }
+
+    /// Whether everything that exists has come in: before that no answer about it would be true.
+    fn is_in_sync(&self) -> bool {
+        self.source.is_synced() && self.folder_read
+    }
+
+    fn not_in_sync(&self) -> PolicyReply {
+        PolicyReply::Failed { reason: format!("not in sync yet: {}", self.waiting_for().join("; ")) }
     }
 
     /// Whether the kernel holds our table (a change of it may be on its way).
@@ -311,6 +374,30 @@ impl Core {
         out.push(Action::Answer(ticket, PolicyReply::Failed { reason: failed }));
     }
 
+    /// Finds out why: the kernel knows only that no rule of a set matched.
+    fn on_dropped(&self, logged: &Logged) -> Action {
+        let with_ports = Protocol::ALL.into_iter().find(|protocol| protocol.number() == logged.protocol);
+        let traffic = match (with_ports, logged.port) {
+            (Some(protocol), Some(port)) => Traffic::Port(protocol, port),
+            _ => Traffic::Other(logged.protocol),
+        };
+        let source = self.engine.end_at(logged.source, &self.node);
+        let destination = self.engine.end_at(logged.destination, &self.node);
+        let flow = Flow { source, destination, traffic };
+        let decision = self.engine.explain(&flow);
+        let why = match (decision.egress.allows(), decision.ingress.allows()) {
+            (false, _) => format!("egress {}", decision.egress),
+            (true, false) => format!("ingress {}", decision.ingress),
+            (true, true) => "allowed by now".to_owned(),
+        };
+        Action::TellDrop {
+            from: trace::end_text(&flow.source),
+            to: trace::end_text(&flow.destination),
+            traffic: trace::traffic_text(traffic),
+            why,
+        }
+    }
+
     fn on_committed(&mut self, now: Duration, out: &mut Vec<Action>) {
         let Kernel::Committing { waiting, revision, touched, .. } = self.kernel else { return };
         self.kernel = Kernel::InForce;
@@ -363,7 +450,7 @@ impl Core {
 
     /// Sends what the kernel does not have yet, one commit at a time.
     fn commit(&mut self, now: Duration, out: &mut Vec<Action>) {
-        if !(self.source.is_synced() && self.folder_read) {
+        if !self.is_in_sync() {
             return;
         }
         self.engine.on_synced();

@@ -7,6 +7,7 @@
 //! | [`source`] | store values to engine events |
 //! | [`records`], [`folder`] | endpoint records, and the folder that they lie in |
 //! | [`kernel`] | nftables and connection tracking |
+//! | [`trace`] | questions of people, and their answers |
 //! | [`metrics`] | numbers for Prometheus |
 //!
 //! `policy-agent --cleanup` removes our nftables table and nothing else. Without it, everything stays in force when
@@ -19,6 +20,7 @@ mod kernel;
 mod metrics;
 mod records;
 mod source;
+mod trace;
 
 use std::process::ExitCode;
 

@@ -22,6 +22,7 @@ pub(crate) struct Metrics {
     repairs: Counter<u64, AtomicU64>,
     commits: Counter<u64, AtomicU64>,
     refusals: Counter<u64, AtomicU64>,
+    told_drops: Counter<u64, AtomicU64>,
 }
 
 impl Metrics {
@@ -45,6 +46,7 @@ impl Metrics {
             ("repairs", "Foreign changes to our nftables table that were repaired", &metrics.repairs),
             ("commits", "nftables transactions that the kernel took", &metrics.commits),
             ("refusals", "nftables transactions that the kernel refused", &metrics.refusals),
+            ("told_drops", "Packets dropped by policies that the log tells of", &metrics.told_drops),
         ] {
             registry.register(name, help, counter.clone());
         }
@@ -66,6 +68,11 @@ impl Metrics {
         show(&self.problems, status.problems.len());
         self.revision.set(status.revision);
         self.repairs.inner().store(status.repairs, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// Counts a dropped packet that the log tells of.
+    pub(crate) fn count_told_drop(&self) {
+        self.told_drops.inc();
     }
 
     /// Counts an answer of the kernel.

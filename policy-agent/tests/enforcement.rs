@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use node::{Node, Pod, on_a_node, pod, policy, run, sh, wait_until};
-use podway_model::socket::PolicyReply;
+use podway_model::socket::{PolicyReply, PolicyRequest};
 
 const DENY: &str = "{podSelector: {}, policyTypes: [Ingress]}";
 const FROM_A: &str = "{podSelector: {matchLabels: {app: b}}, ingress: [{from: [{podSelector: {matchLabels: \
@@ -238,6 +238,45 @@ fn others_neither_flush_nor_delete_our_table_for_long_and_keep_theirs() {
         assert!(!run("nft list table inet podway-policy").0, "cleanup removes our table");
         sh("nft list table inet foreign");
         assert!(node.allowed(&c, &b, 53), "nothing is restricted any more");
+    });
+}
+
+#[test]
+fn what_is_dropped_is_told_and_traced() {
+    on_a_node("what_is_dropped_is_told_and_traced", |node| {
+        let [a, b, c] = three_pods(node);
+        node.documents("policy.yaml", Some(&policy("x", "from-a", FROM_A)));
+        node.start_agent();
+        for (from, allowed, why) in
+            [(&a, true, "allowed by x/from-a rule 0"), (&c, false, "isolated by x/from-a, no rule matched")]
+        {
+            let name = &from.record.pod.as_ref().unwrap().name;
+            let question = PolicyRequest::Trace {
+                from: format!("x/{name}"),
+                to: "x/b".to_owned(),
+                traffic: "udp/53".to_owned(),
+            };
+            let PolicyReply::Traced { flows } = node.ask(&question) else { panic!("no trace") };
+            assert_eq!(flows.len(), 2, "IPv4 and IPv6");
+            assert!(
+                flows.iter().all(|flow| flow.allowed == allowed && flow.ingress.reason == why),
+                "{flows:?}"
+            );
+            assert_eq!(node.allowed(from, &b, 53), allowed);
+        }
+        for address in ["x/c (10.244.1.4)", "x/c (fd00:10:244:1::4)"] {
+            let line = wait_until("the drop is in the log", || {
+                let log = node.log();
+                log.lines()
+                    .find(|line| line.contains("dropped: ") && line.contains(address))
+                    .map(str::to_owned)
+            });
+            assert!(line.contains("isolated by x/from-a") && line.contains("udp/53"), "{line}");
+        }
+        let PolicyReply::Checked(check) = node.ask(&PolicyRequest::Check) else { panic!("no check") };
+        assert!(check.is_clean(), "{check:?}");
+        let PolicyReply::Listed(list) = node.ask(&PolicyRequest::List) else { panic!("no list") };
+        assert_eq!((list.policies[0].pods.as_slice(), list.pods.len()), (&["x/b".to_owned()][..], 3));
     });
 }
 

@@ -13,6 +13,7 @@
 //! A table with [`TableFlags::owner`] belongs to the socket that made it and goes with it (unless `persist`), so
 //! its user keeps one `NftSocket` for as long as it lives.
 
+mod log;
 mod monitor;
 
 use std::io;
@@ -28,6 +29,7 @@ use podway_nft::{
     CommitError, Errno, Name, Nftables, Op, Policy, TableDump, TableFlags, TableId, TableState, Transaction,
 };
 
+pub use log::{Logged, NftLog};
 pub use monitor::{NftChange, NftMonitor};
 
 /// Receive buffer in bytes: about 8,000 answers of failed messages. What does not fit is dropped by the kernel,

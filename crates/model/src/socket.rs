@@ -141,6 +141,19 @@ pub enum PolicyRequest {
     },
     /// How are you?
     Status,
+    /// What becomes of a new connection, and why?
+    Trace {
+        /// `NAMESPACE/POD`, an address, or `node/NAME`.
+        from: String,
+        /// The same.
+        to: String,
+        /// `PORT`, `PROTOCOL/PORT` (tcp, udp, sctp) or `icmp`.
+        traffic: String,
+    },
+    /// Policies, and the local pods that they isolate.
+    List,
+    /// Does the kernel hold what it should, and can everything be enforced as written?
+    Check,
 }
 
 /// Answers of `policy-agent`.
@@ -155,11 +168,124 @@ pub enum PolicyReply {
     },
     /// Status.
     Status(PolicyStatus),
+    /// What becomes of a new connection: one for each family in which both ends have an address.
+    Traced {
+        /// By family.
+        flows: Vec<PolicyTrace>,
+    },
+    /// Policies, and the local pods that they isolate.
+    Listed(PolicyList),
+    /// What was compared.
+    Checked(PolicyCheck),
+    /// The question makes no sense, or names what is not known.
+    Refused {
+        /// Which part of it.
+        field: String,
+        /// What stands there.
+        value: String,
+        /// What was expected.
+        expected: String,
+    },
     /// It could not be done.
     Failed {
         /// Why, for people.
         reason: String,
     },
+}
+
+/// What becomes of a new connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PolicyTrace {
+    /// Who opens it: `NAMESPACE/POD`, `node/NAME` or `outside`, with the address.
+    pub from: String,
+    /// Who is meant.
+    pub to: String,
+    /// What it carries.
+    pub traffic: String,
+    /// Whether both ends allow it.
+    pub allowed: bool,
+    /// What the source's end says.
+    pub egress: PolicyJudgement,
+    /// What the destination's end says.
+    pub ingress: PolicyJudgement,
+}
+
+/// What one end of a connection says.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PolicyJudgement {
+    /// Whether it lets the connection pass.
+    pub allowed: bool,
+    /// Why, in words.
+    pub reason: String,
+    /// The policy that allows it, or those that isolate the pod, as `NAMESPACE/NAME`.
+    pub policies: Vec<String>,
+    /// The rule that allows it, counted from 0.
+    pub rule: Option<usize>,
+}
+
+/// Policies, and the local pods that they isolate.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PolicyList {
+    /// All policies of the cluster.
+    pub policies: Vec<PolicyEntry>,
+    /// All pods of this node.
+    pub pods: Vec<PolicyPod>,
+}
+
+/// A policy.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PolicyEntry {
+    /// `NAMESPACE/NAME`.
+    pub name: String,
+    /// `ingress`, `egress`: the directions in which it isolates.
+    pub directions: Vec<String>,
+    /// Pods of this node that it selects.
+    pub pods: Vec<String>,
+}
+
+/// A pod of this node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PolicyPod {
+    /// `NAMESPACE/NAME`; empty: the runtime named no pod.
+    pub pod: String,
+    /// Host side of its veth.
+    pub interface: String,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Whether its object is known.
+    pub known: bool,
+    /// Policies that isolate it for ingress.
+    pub ingress: Vec<String>,
+    /// Number of its policy set for ingress, as it stands in the table; 0: open.
+    pub ingress_set: u32,
+    /// Policies that isolate it for egress.
+    pub egress: Vec<String>,
+    /// Number of its policy set for egress; 0: open.
+    pub egress_set: u32,
+}
+
+/// Whether the kernel holds what it should, and everything can be enforced as written.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PolicyCheck {
+    /// How the kernel's table differs from what it should be; none: it does not.
+    pub difference: Option<String>,
+    /// Objects that cannot be used or enforced as written, and why.
+    pub problems: Vec<String>,
+    /// Pods of this node whose object is not known: closed where their namespace has policies.
+    pub unknown_pods: Vec<String>,
+}
+
+impl PolicyCheck {
+    /// Whether nothing is wrong. A pod whose object is not known yet is no mistake.
+    pub fn is_clean(&self) -> bool {
+        self.difference.is_none() && self.problems.is_empty()
+    }
 }
 
 /// State of `policy-agent`.

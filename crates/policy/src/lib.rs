@@ -12,6 +12,7 @@
 //! change) · `sets` (what selects a local pod) · `in_use` (which peers matter) ·
 //! `segments` and `classes` (which peers look alike) · `verdicts`
 //! (what a set allows a class) · `contents` (elements, and what changed) · `lower` (the table).
+//! Beside them `explain` says why.
 //!
 //! What holds, and the test that shows it:
 //!
@@ -24,6 +25,7 @@
 mod classes;
 mod contents;
 mod engine;
+mod explain;
 mod in_use;
 mod intern;
 mod lower;
@@ -37,8 +39,8 @@ mod state;
 pub mod validity;
 mod verdicts;
 
-pub use engine::{Engine, Flush};
-pub use lower::table_id;
+pub use engine::{Engine, Flush, ListedEndpoint, ListedPolicy};
+pub use lower::{DROP_GROUP, table_id};
 pub use objects::Endpoint;
 pub use state::{Event, Statistics};
 pub use verdicts::{EXPANDED_PORTS, Limits};

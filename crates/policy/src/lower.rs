@@ -11,7 +11,7 @@
 //!    ├─ to a pod:  ingress ── (oifname, daddr) ─▶ policy set; none: drop (the fence)
 //!    │                            └─ set 0: return; class of saddr ─▶ judge
 //!    └─ scratch cleared, accept
-//! judge: (set [, class] [, protocol [, port]]) in one of eight sets: return, else drop
+//! judge: (set [, class] [, protocol [, port]]) in one of eight sets: return, else a log (some of them) and drop
 //! input ── from a pod that is not classified: drop, neighbour discovery aside
 //! ```
 //!
@@ -153,7 +153,9 @@ fn judge() -> Chain {
             chain = chain.rule(Rule::new("").in_set(key, set).verdict(Verdict::Return));
         }
     }
-    chain.rule(Rule::new("isolated, and no rule of its policies matched").counter().drop())
+    chain
+        .rule(Rule::new("").limit(DROPS_PER_SECOND, DROPS_AT_ONCE).log(DROP_PREFIX, Some(DROP_GROUP)))
+        .rule(Rule::new("isolated, and no rule of its policies matched").counter().drop())
 }
 
 /// Loads the class of the other end, and judges.
@@ -293,6 +295,14 @@ fn classify_chain(direction: PolicyType, version: Version) -> Name {
         (PolicyType::Ingress, Version::V6) => INGRESS6,
     }
 }
+
+/// Group of the kernel's packet log to which dropped packets go.
+pub const DROP_GROUP: u16 = 112;
+/// What stands before each of them.
+const DROP_PREFIX: &str = "podway-policy";
+/// How many of them are logged.
+const DROPS_PER_SECOND: u32 = 10;
+const DROPS_AT_ONCE: u32 = 20;
 
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;

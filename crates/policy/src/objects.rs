@@ -26,6 +26,10 @@ pub(crate) struct PodFacts {
     pub(crate) is_peer: bool,
     /// Ports by name.
     pub(crate) ports: BTreeMap<PortName, BTreeSet<u16>>,
+    /// Node that it was bound to; empty before.
+    pub(crate) node: String,
+    /// Whether it is in its node's network.
+    pub(crate) host_network: bool,
 }
 
 impl PodFacts {
@@ -42,6 +46,8 @@ impl PodFacts {
             addresses: if is_peer { pod.addresses() } else { Vec::new() },
             is_peer,
             ports,
+            node: pod.spec.node_name.clone(),
+            host_network: pod.spec.host_network,
         }
     }
 }
@@ -245,6 +251,16 @@ impl Objects {
             Some(Holder { namespace: key.0.clone(), name: key.1.clone(), uid })
         })
         .collect()
+    }
+
+    /// Namespace and name of the pod that has an address, if exactly one has it.
+    pub(crate) fn owner_name(&self, address: IpAddr) -> Option<PodKey> {
+        match self.holders(address).as_slice() {
+            [Holder { namespace, name, .. }] if !namespace.is_empty() => {
+                Some((namespace.clone(), name.clone()))
+            }
+            _ => None,
+        }
     }
 
     /// The pods that an address belongs to, by namespace; none in the second place: a pod of which nothing is

@@ -360,6 +360,16 @@ impl State {
         &self.contents
     }
 
+    /// The objects.
+    pub(crate) fn objects(&self) -> &Objects {
+        &self.objects
+    }
+
+    /// Numbers of the policy sets of a local endpoint: ingress, egress.
+    pub(crate) fn sets_of(&self, endpoint: &str) -> Option<(Id, Id)> {
+        self.local.get(endpoint).map(|local| (local.ingress, local.egress))
+    }
+
     /// Numbers for status and metrics.
     pub(crate) fn statistics(&self) -> Statistics {
         Statistics {

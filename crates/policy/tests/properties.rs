@@ -11,7 +11,7 @@
 mod common;
 
 use common::World;
-use common::judges::{Tables, compile, disagreement, passes, path, tables_allow};
+use common::judges::{Tables, compile, disagreement, engine, passes, path, tables_allow};
 use common::random::{FlowSeed, flow_seed, seeded_flow, world};
 use common::tables::count;
 use podway_nft::eval::{Connection, Packet};
@@ -34,6 +34,17 @@ proptest! {
         for flow in flows(&world, &seeds) {
             let difference = disagreement(&tables, &world, &flow);
             prop_assert!(difference.is_none(), "{}", difference.unwrap_or_default());
+        }
+    }
+
+    /// The engine gives the oracle's reasons, to the policy and the rule; the first policy by name counts.
+    #[test]
+    fn explanations_are_the_oracles(world in world(), seeds in prop::collection::vec(flow_seed(), 1..60)) {
+        let mut ordered = world.clone();
+        ordered.policies.sort_by_key(|p| (p.metadata.namespace.clone(), p.metadata.name.clone()));
+        let engine = engine(&world, "n1", Limits::default());
+        for flow in flows(&world, &seeds) {
+            prop_assert_eq!(engine.explain(&flow), ordered.cluster().judge(&flow), "{:?}", flow);
         }
     }
 
@@ -160,4 +171,36 @@ fn flows_of_all_kinds_come_up() {
         allowed > 500 && denied > 500 && icmp > 100,
         "{allowed} allowed, {denied} denied, {icmp} without ports"
     );
+}
+
+/// What a table lets through whatever the policies say, and what it never does, as packets of the protocol itself.
+#[test]
+fn errors_and_neighbour_discovery_pass_isolation_and_echo_does_not() {
+    let case = common::cases::Case {
+        name: "deny everything",
+        policies: "[{metadata: {name: p, namespace: x}, spec: {policyTypes: [Ingress, Egress]}}]",
+        checks: &[],
+    };
+    let world = common::cases::world(&case);
+    let tables = compile(&world, Limits::default());
+    for (v6, protocol, passing, dropped) in [
+        (false, 1, &[3_u8, 11, 12][..], &[0_u8, 8, 5, 13][..]),
+        (true, 58, &[1, 2, 3, 4, 133, 134, 135, 136, 137], &[128, 129, 130]),
+    ] {
+        let ends = || (world.end("x/a", v6), world.end("y/a", v6));
+        let flow = common::flow(ends().0, ends().1, Traffic::Other(protocol));
+        for (node, hook, packet) in path(&world, &flow) {
+            let with = |kind: u8| Packet { transport: Packet::icmp(kind, 0), ..packet.clone() };
+            for kind in passing {
+                assert!(passes(&tables[node], hook, &with(*kind)), "{protocol} type {kind}");
+            }
+            for kind in dropped {
+                assert!(!passes(&tables[node], hook, &with(*kind)), "{protocol} type {kind}");
+            }
+            // Answers and later packets follow their connection.
+            for connection in [Connection::ESTABLISHED, Connection::UNREPLIED] {
+                assert!(passes(&tables[node], hook, &Packet { connection, ..packet.clone() }));
+            }
+        }
+    }
 }

@@ -73,8 +73,9 @@ fn what_others_do_to_our_table_is_repaired_and_counted() {
         let kernel = Kernel::open().unwrap().without_owner();
         let agent = Agent {
             started: Instant::now(),
-            core: Core::new(BOOT.parse().unwrap(), Limits::default(), kernel.table_flags()),
+            core: Core::new(BOOT.parse().unwrap(), "n1".to_owned(), Limits::default(), kernel.table_flags()),
             monitor: kernel.monitor().unwrap(),
+            drops: None,
             kernel,
             store: store.watch(&[source::PREFIX]),
             folder: Folder::watch(folder.path()).unwrap(),

@@ -10,7 +10,7 @@ use crate::records::tests::{BOOT, record};
 const MS: Duration = Duration::from_millis(1);
 
 fn core() -> Core {
-    Core::new(BOOT.parse().unwrap(), Limits::default(), TableFlags::default())
+    Core::new(BOOT.parse().unwrap(), "n1".to_owned(), Limits::default(), TableFlags::default())
 }
 
 fn step(core: &mut Core, at: Duration, event: Event) -> Vec<Action> {
@@ -279,7 +279,7 @@ proptest! {
                     }
                     Action::Answer(ticket, _) => assert!(asked.remove(&ticket), "answered twice"),
                     Action::Audit(_) => assert!(!*in_flight),
-                    Action::ForgetFlows(_) | Action::Warn(_) => {}
+                    Action::ForgetFlows(_) | Action::Warn(_) | Action::Compare(..) | Action::TellDrop { .. } => {}
                 }
             }
         };
@@ -319,4 +319,79 @@ proptest! {
         prop_assert!(asked.is_empty(), "not answered: {:?}", asked);
         prop_assert!(core.waiting_for().is_empty());
     }
+}
+
+#[test]
+fn people_are_told_which_policy_decides() {
+    let records = [record("x", "a", "10.244.1.2"), record("x", "b", "10.244.1.3")];
+    let pods = vec![pod("x", "a", "10.244.1.2"), pod("x", "b", "10.244.1.3"), pod("y", "far", "10.244.2.9")];
+    let mut core = loaded(pods.into_iter().chain([deny("x")]).collect(), &records);
+    let mut trace = |from: &str, to: &str, traffic: &str| {
+        let question = [from, to, traffic].map(str::to_owned);
+        match step(&mut core, MS, Event::AskedTrace(7, question)).pop() {
+            Some(Action::Answer(7, reply)) => reply,
+            other => panic!("{other:?}"),
+        }
+    };
+    let PolicyReply::Traced { flows } = trace("y/far", "x/b", "80") else { panic!("no trace") };
+    assert_eq!(flows.len(), 1, "only one family has both addresses");
+    assert_eq!((flows[0].from.as_str(), flows[0].allowed), ("y/far (10.244.2.9)", false));
+    assert_eq!(flows[0].ingress.policies, ["x/deny"]);
+    assert_eq!(flows[0].ingress.reason, "isolated by x/deny, no rule matched");
+    let PolicyReply::Traced { flows } = trace("10.244.1.3", "192.0.2.1", "udp/53") else {
+        panic!("no trace")
+    };
+    assert_eq!((flows[0].from.as_str(), flows[0].to.as_str()), ("x/b (10.244.1.3)", "outside (192.0.2.1)"));
+    assert!(flows[0].allowed);
+    let PolicyReply::Traced { flows } = trace("node/n1", "x/a", "icmp") else { panic!("no trace") };
+    assert!(!flows[0].allowed, "of a pod without a node it is not known that this is its own");
+    for (from, to, traffic, field) in [
+        ("x/nobody", "x/a", "80", "from"),
+        ("x/a", "nonsense", "80", "to"),
+        ("x/a", "x/b", "tcp/0", "traffic"),
+        ("x/a", "x/b", "gre/1", "traffic"),
+        ("x/a", "2001:db8::1", "80", "to"),
+    ] {
+        match trace(from, to, traffic) {
+            PolicyReply::Refused { field: found, .. } => assert_eq!(found, field, "{from} {to} {traffic}"),
+            other => panic!("{from} {to} {traffic}: {other:?}"),
+        }
+    }
+    let [Action::Answer(8, PolicyReply::Listed(list))] = &step(&mut core, MS, Event::AskedList(8))[..] else {
+        panic!("no list")
+    };
+    assert_eq!(list.policies[0].pods, ["x/a", "x/b"]);
+    assert_eq!((list.pods[0].ingress.as_slice(), list.pods[0].egress_set), (&["x/deny".to_owned()][..], 0));
+}
+
+#[test]
+fn a_dropped_packet_is_told_with_pods_and_policies() {
+    let mut core = loaded(vec![pod("x", "a", "10.244.1.2"), deny("x")], &[record("x", "a", "10.244.1.2")]);
+    let logged = Logged {
+        prefix: "podway-policy".into(),
+        source: "192.0.2.1".parse().unwrap(),
+        destination: "10.244.1.2".parse().unwrap(),
+        protocol: 6,
+        port: Some(80),
+    };
+    let told = Action::TellDrop {
+        from: "outside (192.0.2.1)".into(),
+        to: "x/a (10.244.1.2)".into(),
+        traffic: "tcp/80".into(),
+        why: "ingress isolated by x/deny, no rule matched".into(),
+    };
+    assert_eq!(step(&mut core, MS, Event::Dropped(logged)), [told]);
+}
+
+#[test]
+fn a_check_compares_only_what_has_come_in() {
+    let mut core = core();
+    let out = step(&mut core, MS, Event::AskedCheck(1));
+    assert!(matches!(&out[..], [Action::Answer(1, PolicyReply::Failed { .. })]), "{out:?}");
+    let mut core = loaded(vec![], &[record("x", "a", "10.244.1.2")]);
+    let out = step(&mut core, MS, Event::AskedCheck(2));
+    assert!(matches!(&out[..], [Action::Compare(2, _)]), "{out:?}");
+    let out = step(&mut core, MS, Event::Compared(2, Some("a set is missing".into())));
+    let [Action::Answer(2, PolicyReply::Checked(check))] = &out[..] else { panic!("{out:?}") };
+    assert_eq!((check.is_clean(), check.unknown_pods.len()), (false, 1));
 }

@@ -22,6 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Where the node's cluster documents are.
 const CLUSTER: &str = "/run/test/cluster";
 const CONFIG: &str = "/run/test/podway.yaml";
+/// Where the agent writes its log.
+const LOG: &str = "/run/test/agent.log";
 
 /// Runs a test on a fresh node.
 pub fn on_a_node(test: &str, body: fn(&mut Node)) {
@@ -137,7 +139,8 @@ impl Node {
     /// Starts the agent and waits until it is ready.
     pub fn start_agent(&mut self) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_policy-agent"));
-        command.args(["--config", CONFIG]).stdin(Stdio::null());
+        let log = fs::File::options().create(true).append(true).open(LOG).unwrap();
+        command.args(["--config", CONFIG]).stdin(Stdio::null()).stderr(log);
         // The node's namespaces are the thread's, so the agent inherits them; it dies with the thread.
         ns::enter_namespaces(&mut command, ns::Namespaces::default(), ns::OnParentDeath::Kill);
         self.agent = Some(command.spawn().unwrap());
@@ -157,6 +160,16 @@ impl Node {
             PolicyReply::Status(status) => Some(status),
             other => panic!("{other:?}"),
         }
+    }
+
+    /// Asks the agent.
+    pub fn ask(&self, question: &PolicyRequest) -> PolicyReply {
+        Client::connect(Path::new(names::POLICY_SOCKET), PATIENCE).unwrap().ask(question).unwrap()
+    }
+
+    /// What the agents of this node have logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(LOG).unwrap()
     }
 
     /// Announces a pod as CNI ADD does.

@@ -13,21 +13,23 @@ use super::{NODES, World};
 /// The table of every node.
 pub type Tables = BTreeMap<&'static str, TableState>;
 
+/// The engine of a node that has seen a cluster.
+pub fn engine(world: &World, node: &str, limits: Limits) -> Engine {
+    let mut engine = Engine::new(limits, TableFlags::default());
+    world.namespaces.iter().cloned().map(Event::NamespacePut).for_each(|e| engine.on_event(e));
+    world.pods.iter().cloned().map(Event::PodPut).for_each(|e| engine.on_event(e));
+    world.policies.iter().cloned().map(Event::PolicyPut).for_each(|e| engine.on_event(e));
+    for (id, endpoint) in world.endpoints(node) {
+        engine.on_event(Event::EndpointPut(id, endpoint));
+    }
+    engine.on_synced();
+    engine.flush();
+    engine
+}
+
 /// Compiles a cluster for every node.
 pub fn compile(world: &World, limits: Limits) -> Tables {
-    let compile = |node: &'static str| {
-        let mut engine = Engine::new(limits, TableFlags::default());
-        world.namespaces.iter().cloned().map(Event::NamespacePut).for_each(|e| engine.on_event(e));
-        world.pods.iter().cloned().map(Event::PodPut).for_each(|e| engine.on_event(e));
-        world.policies.iter().cloned().map(Event::PolicyPut).for_each(|e| engine.on_event(e));
-        for (id, endpoint) in world.endpoints(node) {
-            engine.on_event(Event::EndpointPut(id, endpoint));
-        }
-        engine.on_synced();
-        engine.flush();
-        (node, engine.table())
-    };
-    NODES.into_iter().map(|(node, _)| compile(node)).collect()
+    NODES.into_iter().map(|(node, _)| (node, engine(world, node, limits).table())).collect()
 }
 
 /// Whether a table lets a packet pass. Scratch must be cleared where it does.
