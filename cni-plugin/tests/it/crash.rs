@@ -3,7 +3,7 @@
 
 use std::net::UdpSocket;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use podway_ipam::store::since_boot;
 use podway_ipam::{Condition, LeaseStore, Request};
@@ -44,8 +44,8 @@ impl Bench {
         let mut bench = Self { host, pod, other, other_result: None, journal: String::new(), before };
         if before != Before::Empty {
             bench.other_result = Some(bench.host.add(&bench.other));
-            let parity = AtomicBool::new(false);
-            while before == Before::LongJournal && !bench.next_write_compacts(verb, &parity) {}
+            let shift = AtomicUsize::new(0);
+            while before == Before::LongJournal && !bench.next_write_compacts(verb, &shift) {}
             bench.journal = bench.host.read("/run/podway/ipam/leases");
         }
         Some(bench)
@@ -53,7 +53,7 @@ impl Bench {
 
     /// Makes the journal longer by one pod that comes and goes, unless the write of the next ADD (or, for DEL, of the
     /// DEL behind it) would compact it: then it says so and leaves it.
-    fn next_write_compacts(&self, verb: &str, parity: &AtomicBool) -> bool {
+    fn next_write_compacts(&self, verb: &str, shift: &AtomicUsize) -> bool {
         let (path, boot) = ("/run/podway/ipam/leases", self.host.boot());
         let file: NodeFile = serde_json::from_str(&self.host.read("/var/lib/podway/node.json")).unwrap();
         let lines = || std::fs::read_to_string(path).unwrap().lines().count();
@@ -70,8 +70,9 @@ impl Bench {
             if wanted {
                 std::fs::write(path, before).unwrap();
             } else if grew[1] < grew[0] || grew[2] < grew[1] {
-                // The other write of the two did it: move on by one line, every other time.
-                if parity.fetch_not(Ordering::Relaxed) {
+                // The other write of the two did it, and the journal is short again: longer by one line more each
+                // time, so that the write that compacts moves on until it is the right one.
+                for _ in 0..shift.fetch_add(1, Ordering::Relaxed) {
                     store.mark_clean(vec!["10.244.1.63".parse().unwrap()]).unwrap();
                 }
             }
