@@ -30,7 +30,7 @@ const PROGRAMS: [(&str, &str, &[&str]); 3] = [
 ];
 
 /// Modules that the tests need, without those that these need.
-const MODULES: [&str; 32] = [
+const MODULES: [&str; 33] = [
     "veth",
     "dummy",
     "ifb",
@@ -62,6 +62,7 @@ const MODULES: [&str; 32] = [
     "sch_netem",
     "act_mirred",
     "cls_matchall",
+    "cls_u32",
     "sctp",
 ];
 

@@ -1,3 +1,5 @@
+//! Packets through rules, case by case.
+
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::*;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use super::validate;
 use crate::encode::in_network_order;
+use crate::encode::number;
 use crate::eval::each_part;
 use crate::expr::{Expr, Field, Source, Target, Verdict};
 use crate::kernel::{ChainDump, Errno, RuleDump, TableDump};
@@ -407,10 +408,12 @@ impl Table {
     }
 }
 
-/// What a statement asks for.
+/// What a statement asks for, of the fields that can be told from what the kernel keeps.
 fn asked(expr: &Expr) -> Option<(Field, crate::value::Value)> {
     match expr {
-        Expr::Cmp { field, op: crate::expr::CmpOp::Eq, value } => Some((*field, value.clone())),
+        Expr::Cmp { field, op: crate::expr::CmpOp::Eq, value } => {
+            number::field_of(number::load(*field)).map(|field| (field, value.clone()))
+        }
         _ => None,
     }
 }

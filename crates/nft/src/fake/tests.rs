@@ -1,3 +1,5 @@
+//! What the fake refuses and keeps, case by case.
+
 use std::net::Ipv4Addr;
 
 use super::*;
