@@ -19,6 +19,7 @@ spec:
   bgp: {asn: 4200000000, topology: reflectors, port: 1790, holdTimeSeconds: 3, restartTimeSeconds: 0}
   masquerade: {enabled: false, exclude: [10.0.0.0/8, "fd00::/8"]}
   policy: {mode: none, onTimeout: closed}
+  inventory: {nodes: [n1.example.com, n2], graceSeconds: 600}
 ---
 apiVersion: podway.io/v1
 kind: Pool
@@ -115,6 +116,8 @@ fn every_kind_is_read() {
     );
     let Document::ClusterConfig(config) = &documents[0] else { panic!() };
     assert_eq!((config.backend, config.bgp.topology), (Backend::Bgp, Topology::Reflectors));
+    let inventory = config.inventory.as_ref().unwrap();
+    assert_eq!((inventory.nodes.len(), inventory.grace_seconds), (2, 600));
     let Document::Namespace(namespace) = &documents[5] else { panic!() };
     assert_eq!(namespace.metadata.labels["kubernetes.io/metadata.name"], "shop");
     let Document::Pod(pod) = &documents[6] else { panic!() };
@@ -191,6 +194,12 @@ fn one_mistake_in_each_field_is_found() {
         ),
         (own("ClusterConfig", "default", "{policy: {mode: off}}"), "spec.policy.mode"),
         (own("ClusterConfig", "default", "{polcy: {}}"), "spec.polcy"),
+        (own("ClusterConfig", "default", "{inventory: {nodes: []}}"), "spec.inventory.nodes"),
+        (own("ClusterConfig", "default", "{inventory: {nodes: [No_Name]}}"), "spec.inventory.nodes[0]"),
+        (
+            own("ClusterConfig", "default", "{inventory: {nodes: [n1], graceSeconds: 59}}"),
+            "spec.inventory.graceSeconds",
+        ),
         (own("Pool", "p", "{}"), "spec.cidr"),
         (own("Pool", "p", "{cidr: 10.0.0.0/16, blockSize: 19}"), "spec.blockSize"),
         (own("Pool", "p", "{cidr: 'fd00::/64', blockSize: 64}"), "spec.blockSize"),
