@@ -17,9 +17,10 @@ use crate::{demo, say, test};
 
 /// Times that the suites run, one after the other: what fails once in ten is found here.
 const ROUNDS: usize = 10;
-/// Seeds of each simulation and property; the gate runs as many as it has minutes for.
+/// Seeds of each simulation and property where [`SEEDS_VARIABLE`] does not say otherwise; the gate runs as many as it
+/// has minutes for.
 const SEEDS: &str = "2000";
-/// Variable that the simulations read.
+/// Variable that the simulations read, and this program too.
 const SEEDS_VARIABLE: &str = "PODWAY_SEEDS";
 /// Test programs that count seeds: package, target, filter.
 const SEEDED: [(&str, &str, &str); 4] = [
@@ -39,7 +40,7 @@ struct Row {
     figures: String,
 }
 
-/// Runs the groups that are named, or all of them; all of them make the table.
+/// Runs the groups that are named, or all of them. The table is written anew behind each, with those that ran.
 pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
     const GROUPS: [&str; 3] = ["demos", "suites", "seeds"];
     if let Some(unknown) = arguments.iter().find(|name| !GROUPS.contains(&name.as_str())) {
@@ -52,22 +53,19 @@ pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
     let tools = Tools::prepare(&tools::ALL)?;
     build::programs(&tools)?;
     let programs = build::tests(&tools, &["--workspace"])?;
+    let head = head()?;
     let mut rows = vec![];
-    if wanted("demos") {
-        demos(&tools, &mut rows)?;
-    }
-    if wanted("suites") {
-        suites(&tools, &programs, &mut rows)?;
-    }
-    if wanted("seeds") {
-        seeds(&tools, &programs, &mut rows)?;
+    for group in GROUPS.into_iter().filter(|group| wanted(group)) {
+        match group {
+            "demos" => demos(&tools, &mut rows)?,
+            "suites" => suites(&tools, &programs, &mut rows)?,
+            _ => seeds(&tools, &programs, &mut rows)?,
+        }
+        let path = table_path();
+        std::fs::write(&path, table(&rows, &head)).with_context(|| format!("write {}", path.display()))?;
+        say(&format!("    {} written\n", path.display()));
     }
     let failed = rows.iter().filter(|row| !row.held).count();
-    if arguments.is_empty() {
-        let path = table_path();
-        std::fs::write(&path, table(&rows, &head()?)).with_context(|| format!("write {}", path.display()))?;
-        say(&format!("\n{} written\n", path.display()));
-    }
     say(&format!("\n{} passed, {failed} failed\n", rows.len() - failed));
     Ok(if failed == 0 && !rows.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -82,14 +80,11 @@ fn demos(tools: &Tools, rows: &mut Vec<Row>) -> Result<()> {
         &["--backend", "bgp", "--reflectors", "1"],
         &["--backend", "bgp", "--reflectors", "2"],
     ];
-    let sizes: [&[&str]; 2] = [&[], &["--nodes", "8", "--pods-per-node", "3"]];
+    let variants: [&[&str]; 3] = [&[], &["--store", "file"], &["--nodes", "8", "--pods-per-node", "3"]];
     for backend in backends {
         for family in [&[] as &[&str], &["--ipv6"]] {
-            for store in [&[] as &[&str], &["--store", "file"]] {
-                for size in sizes {
-                    let options = [backend, family, store, size].concat();
-                    rows.push(one_demo(tools, &options)?);
-                }
+            for more in variants {
+                rows.push(one_demo(tools, &[backend, family, more].concat())?);
             }
         }
     }
@@ -166,12 +161,13 @@ fn suites(tools: &Tools, programs: &[TestProgram], rows: &mut Vec<Row>) -> Resul
 /// Simulations and properties with many seeds.
 fn seeds(tools: &Tools, programs: &[TestProgram], rows: &mut Vec<Row>) -> Result<()> {
     say("==> seeds\n");
+    let count = std::env::var(SEEDS_VARIABLE).unwrap_or_else(|_| SEEDS.to_owned());
     for (package, target, filter) in SEEDED {
         for program in programs.iter().filter(|p| p.package == package && p.name == target) {
             let began = Instant::now();
             let mut tally = Tally::default();
-            tests(tools, program, filter, &[(SEEDS_VARIABLE, SEEDS)], &mut tally)?;
-            let figures = format!("{SEEDS} seeds, {} passed, {} failed", tally.passed(), tally.failed);
+            tests(tools, program, filter, &[(SEEDS_VARIABLE, count.as_str())], &mut tally)?;
+            let figures = format!("{count} seeds, {} passed, {} failed", tally.passed(), tally.failed);
             let scenario = format!("{package} {target} {filter}").trim_end().to_owned();
             // Nothing under that filter yet is no failure, and no row.
             if tally.passed() + tally.failed > 0 {
