@@ -237,11 +237,16 @@ fn fuzz(program: &Path, target: &str, place: &Place, options: &Options) -> Resul
 
 /// What libFuzzer says of a run, in few words: inputs tried, edges reached.
 fn summary(log: &str) -> String {
-    let tried =
+    let counted =
         log.lines().filter_map(|line| line.strip_prefix("stat::number_of_executed_units:")).next_back();
+    // Several processes together are counted by the head of each line: `#1234: cov: ...`.
+    let head = |line: &str| Some(line.strip_prefix('#')?.split_once(": cov: ")?.0.to_owned());
+    let tried =
+        counted.map(|number| number.trim().to_owned()).or_else(|| log.lines().filter_map(head).next_back());
     let after = |line: &str| Some(line.split_once(" cov: ")?.1.split_whitespace().next()?.to_owned());
     let reached = log.lines().filter_map(after).next_back();
-    let (tried, reached) = (tried.map(str::trim).unwrap_or("?"), reached.unwrap_or_else(|| "?".to_owned()));
+    let unknown = || "?".to_owned();
+    let (tried, reached) = (tried.unwrap_or_else(unknown), reached.unwrap_or_else(unknown));
     format!("{tried} inputs, {reached} edges")
 }
 
@@ -329,6 +334,7 @@ mod tests {
     fn the_summary_takes_the_last_numbers() {
         let log = "#2 INITED cov: 10 ft: 11\n#9 DONE   cov: 25 ft: 30\nstat::number_of_executed_units: 9\n";
         assert_eq!(summary(log), "9 inputs, 25 edges");
+        assert_eq!(summary("#7: cov: 25 ft: 30\n#12: cov: 26 ft: 31\n"), "12 inputs, 26 edges");
         assert_eq!(summary(""), "? inputs, ? edges");
     }
 }

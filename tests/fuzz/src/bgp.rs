@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use bytes::{Bytes, BytesMut};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use podway_bgp::message::capability::RoleSaid;
 use podway_bgp::message::open::Open;
 use podway_bgp::message::update::{self, DecodeContext, Encoding, Treatment, Update};
 use podway_bgp::message::{Frame, HEADER_LEN, MAX_LEN, MessageType, Nlri, Notification, next_frame, refresh};
@@ -76,6 +77,8 @@ pub fn open(bytes: &[u8]) {
             if open.capabilities.families.is_some_and(Families::is_empty) {
                 open.capabilities.families = None;
             }
+            // Nor is a role that is none.
+            open.capabilities.role = open.capabilities.role.filter(|role| *role != RoleSaid::Torn);
             let body = own_frame(&open.encode(), MessageType::Open);
             assert_eq!(Open::decode(body), Ok(open));
         }
