@@ -7,6 +7,7 @@
     reason = "tests: a failure is a panic, what was counted is printed"
 )]
 
+mod bandwidth;
 mod chain;
 mod check;
 mod cost;
@@ -14,9 +15,12 @@ mod crash;
 mod faults;
 mod guard;
 mod host;
+mod host_ports;
+mod node;
 mod settings;
 mod stale;
 mod storm;
 mod trace;
+mod upstream;
 mod vectors;
 mod verbs;

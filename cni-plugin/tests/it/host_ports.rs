@@ -1,23 +1,13 @@
 //! Host ports with real packets: from everywhere, for as long as the pod lives, and not a packet longer.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::print_stdout,
-    unreachable_pub,
-    dead_code,
-    reason = "tests, and a module that several of them share"
-)]
-
-mod node;
-
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::time::Duration;
 
-use node::{Node, Pod, answer, closed, on_a_node};
 use podway_testkit::probe::Kind;
 use podway_testkit::wait::wait_until_ok;
 use serde_json::{Value, json};
+
+use crate::node::{Node, Pod, answer, closed, on_a_node};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const LOOPBACK: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];

@@ -1,24 +1,14 @@
 //! Rates with real packets: what exceeds them is held back or lost, in the direction that was asked for only.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::print_stdout,
-    unreachable_pub,
-    dead_code,
-    reason = "tests, and a module that several of them share"
-)]
-
-mod node;
-
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::time::Duration;
 
-use node::{Node, Pod, answer, on_a_node};
 use podway_kern::ns::NetNs;
 use podway_testkit::probe::Kind;
 use podway_testkit::wait::wait_until_ok;
 use serde_json::{Value, json};
+
+use crate::node::{Node, Pod, answer, on_a_node};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Datagrams of a burst that exceeds any bucket of these tests.

@@ -1,24 +1,14 @@
 //! The plugin under other plugins' names, beside the real ones: same answers, same files, same devices; a chain that
 //! the one began is one that the other finishes. And what theirs leaves undone.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::print_stdout,
-    unreachable_pub,
-    dead_code,
-    reason = "tests, and a module that several of them share"
-)]
-
-mod node;
-
 use std::path::PathBuf;
 
-use node::{NETWORK, Node, Pod, on_a_node};
 use podway_testkit::cni::{Attachment, RawOutcome};
 use podway_testkit::pod::Sandbox;
 use podway_testkit::probe::Kind;
 use serde_json::{Map, Value, json};
+
+use crate::node::{self, NETWORK, Node, Pod, on_a_node};
 
 /// The version of the real plugins whose behaviour we keep.
 const VERSION: &str = "1.9.1";

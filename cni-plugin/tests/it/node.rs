@@ -17,47 +17,47 @@ use podway_testkit::root_or_skip;
 use serde_json::{Value, json};
 
 /// Name of the network.
-pub const NETWORK: &str = "podway";
+pub(crate) const NETWORK: &str = "podway";
 
 /// A node, and another machine on its link.
-pub struct Node {
+pub(crate) struct Node {
     /// The node.
-    pub place: Place,
+    pub(crate) place: Place,
     /// The other machine.
-    pub other: Place,
+    pub(crate) other: Place,
     /// The node's addresses, IPv4 first.
-    pub addresses: [IpAddr; 2],
+    pub(crate) addresses: [IpAddr; 2],
     /// The other machine's addresses, IPv4 first.
-    pub others: [IpAddr; 2],
+    pub(crate) others: [IpAddr; 2],
     echo: EchoRuntime,
     _underlay: Underlay,
 }
 
 /// A wired pod with an echo server that answers with its name.
-pub struct Pod {
+pub(crate) struct Pod {
     /// Its namespace and attachment.
-    pub sandbox: Sandbox,
+    pub(crate) sandbox: Sandbox,
     /// What ADD answered.
-    pub result: Value,
+    pub(crate) result: Value,
     /// Its addresses, IPv4 first.
-    pub addresses: Vec<IpAddr>,
+    pub(crate) addresses: Vec<IpAddr>,
     _echo: Echo,
 }
 
 impl Pod {
     /// Its network namespace.
-    pub fn net(&self) -> &NetNs {
+    pub(crate) fn net(&self) -> &NetNs {
         &self.sandbox.net
     }
 
     /// The node's end of its veth.
-    pub fn host_ifname(&self) -> &str {
+    pub(crate) fn host_ifname(&self) -> &str {
         self.result["interfaces"][0]["name"].as_str().unwrap()
     }
 }
 
 /// Runs a test on a node of its own, or says why not.
-pub fn on_a_node(test: &str, run: impl FnOnce(&Node)) {
+pub(crate) fn on_a_node(test: &str, run: impl FnOnce(&Node)) {
     if root_or_skip(test) {
         run(&Node::new());
     }
@@ -90,12 +90,12 @@ impl Node {
     }
 
     /// Puts the plugin into the folder of plugins under a name.
-    pub fn install(&self, name: &str) {
+    pub(crate) fn install(&self, name: &str) {
         self.install_file(name, Path::new(env!("CARGO_BIN_EXE_podway")));
     }
 
     /// Puts a program into the folder of plugins under a name.
-    pub fn install_file(&self, name: &str, program: &Path) {
+    pub(crate) fn install_file(&self, name: &str, program: &Path) {
         let program = std::fs::read(program).unwrap();
         let path = format!("/opt/cni/bin/{name}");
         self.enter(|| {
@@ -106,7 +106,7 @@ impl Node {
     }
 
     /// Makes these plugins the node's network.
-    pub fn conflist(&self, plugins: &Value) {
+    pub(crate) fn conflist(&self, plugins: &Value) {
         let list = json!({"cniVersion": "1.1.0", "name": NETWORK, "plugins": plugins}).to_string();
         self.enter(|| std::fs::write("/etc/cni/net.d/10-podway.conflist", list).unwrap());
     }
@@ -127,34 +127,34 @@ impl Node {
     }
 
     /// Runs code on the node.
-    pub fn enter<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
+    pub(crate) fn enter<T: Send>(&self, f: impl FnOnce() -> T + Send) -> T {
         self.place.enter(f).unwrap()
     }
 
     /// Runs a shell command on the node and returns what it wrote.
-    pub fn sh(&self, line: &str) -> String {
+    pub(crate) fn sh(&self, line: &str) -> String {
         self.place.run("sh", &["-c", line]).unwrap()
     }
 
     /// The host ports as `nft` lists them; empty without the table.
-    pub fn ports(&self) -> String {
+    pub(crate) fn ports(&self) -> String {
         self.sh("nft list table inet podway-ports 2>/dev/null || true")
     }
 
     /// A pod's namespace, with values for capabilities.
-    pub fn sandbox(&self, name: &str, capabilities: Value) -> Sandbox {
+    pub(crate) fn sandbox(&self, name: &str, capabilities: Value) -> Sandbox {
         let mut sandbox = Sandbox::new(&self.place, "default", name).unwrap();
         sandbox.attachment.capability_args = capabilities.as_object().unwrap().clone();
         sandbox
     }
 
     /// ADD.
-    pub fn try_add(&self, sandbox: &Sandbox) -> Result<Called, CniError> {
+    pub(crate) fn try_add(&self, sandbox: &Sandbox) -> Result<Called, CniError> {
         Runtime::new(&self.place).add(&sandbox.attachment).unwrap()
     }
 
     /// A wired pod.
-    pub fn pod(&self, name: &str, capabilities: Value) -> Pod {
+    pub(crate) fn pod(&self, name: &str, capabilities: Value) -> Pod {
         let sandbox = self.sandbox(name, capabilities);
         let result = self.try_add(&sandbox).unwrap().result;
         let mut addresses: Vec<IpAddr> =
@@ -165,23 +165,29 @@ impl Node {
     }
 
     /// CHECK.
-    pub fn check(&self, pod: &Pod) -> Result<Called, CniError> {
+    pub(crate) fn check(&self, pod: &Pod) -> Result<Called, CniError> {
         Runtime::new(&self.place).check(&pod.sandbox.attachment, &pod.result).unwrap()
     }
 
     /// DEL by a runtime that knows nothing but the container's id.
-    pub fn del(&self, attachment: &Attachment) {
+    pub(crate) fn del(&self, attachment: &Attachment) {
         let bare = Attachment { capability_args: Default::default(), ..attachment.clone() };
         Runtime::new(&self.place).del(&bare, None).unwrap().unwrap();
     }
 
     /// Runs a plugin with this verb, for this attachment, with exactly this input.
-    pub fn call(&self, plugin: &str, verb: &str, attachment: &Attachment, input: &Value) -> RawOutcome {
+    pub(crate) fn call(
+        &self,
+        plugin: &str,
+        verb: &str,
+        attachment: &Attachment,
+        input: &Value,
+    ) -> RawOutcome {
         self.call_with_args(plugin, verb, attachment, "", input)
     }
 
     /// The same with `CNI_ARGS`.
-    pub fn call_with_args(
+    pub(crate) fn call_with_args(
         &self,
         plugin: &str,
         verb: &str,
@@ -204,7 +210,7 @@ impl Node {
     }
 
     /// GC with these valid attachments.
-    pub fn gc(&self, valid: &[&Attachment]) {
+    pub(crate) fn gc(&self, valid: &[&Attachment]) {
         let valid: Vec<Value> = valid
             .iter()
             .map(|attachment| json!({"containerID": attachment.container_id, "ifname": attachment.ifname}))
@@ -220,7 +226,7 @@ impl Node {
 }
 
 /// Who answered, and the address that it saw; `None` if nobody did.
-pub fn answer(from: &NetNs, to: IpAddr, kind: Kind) -> Option<(String, IpAddr)> {
+pub(crate) fn answer(from: &NetNs, to: IpAddr, kind: Kind) -> Option<(String, IpAddr)> {
     match probe(from, to, kind, true).unwrap() {
         Outcome::Open { answer } => answer,
         _ => None,
@@ -228,6 +234,6 @@ pub fn answer(from: &NetNs, to: IpAddr, kind: Kind) -> Option<(String, IpAddr)> 
 }
 
 /// Whether nobody answers.
-pub fn closed(from: &NetNs, to: IpAddr, kind: Kind) -> bool {
+pub(crate) fn closed(from: &NetNs, to: IpAddr, kind: Kind) -> bool {
     !probe(from, to, kind, false).unwrap().is_open()
 }
