@@ -95,8 +95,8 @@ fn mtu(conf: &AddConf, file: &NodeFile) -> Result<podway_model::ids::Mtu, CniErr
     }
 }
 
-/// Leases the addresses, if the node is ready for a pod. What an earlier ADD of this attachment left is cleared first; an attachment of another
-/// network under the same interface name is not touched.
+/// Leases the addresses, if the node is ready for a pod. What an earlier ADD of this attachment left is cleared first;
+/// an attachment of another network under the same interface name is not touched.
 fn lease(
     node: &Node,
     rtnl: &mut Rtnl,

@@ -92,7 +92,7 @@ impl Node {
     /// Attachments whose interface is on the node: by group and alias.
     pub fn present(&self, rtnl: &mut Rtnl) -> Result<BTreeSet<Attachment>, CniError> {
         let links = rtnl.links_in_group(POD_GROUP)?;
-        Ok(links.iter().filter_map(|link| Attachment::from_alias(link.alias.as_deref()?)).collect())
+        Ok(Attachment::of_aliases(links.iter().filter_map(|link| link.alias.as_deref())))
     }
 
     /// Every attachment that its interface or its record witnesses.

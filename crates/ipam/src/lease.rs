@@ -1,5 +1,6 @@
 //! The vocabulary of address leases. Types only.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -20,6 +21,11 @@ impl Attachment {
     /// The attachment of interface `ifname` of container `container_id`.
     pub fn new(container_id: ContainerId, ifname: IfName) -> Self {
         Self { container_id, ifname }
+    }
+
+    /// The attachments that interface aliases name. Those of other interfaces name none.
+    pub fn of_aliases<'a>(aliases: impl IntoIterator<Item = &'a str>) -> BTreeSet<Self> {
+        aliases.into_iter().filter_map(Self::from_alias).collect()
     }
 
     /// The attachment that an interface alias names ([`podway_model::names::host_ifalias`]).

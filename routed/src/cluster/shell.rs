@@ -276,7 +276,7 @@ fn forget_leases(identity: &Identity, block: IpNet) -> Pin<Box<dyn Future<Output
 fn end_stale_leases(leases: &mut LeaseStore) -> Result<(), String> {
     let links = Rtnl::open().and_then(|mut rtnl| rtnl.links_in_group(names::POD_GROUP));
     let links = links.map_err(|error| error.to_string())?;
-    let present = links.iter().filter_map(|link| Attachment::from_alias(link.alias.as_deref()?)).collect();
+    let present = Attachment::of_aliases(links.iter().filter_map(|link| link.alias.as_deref()));
     for lease in leases.collect_stale(&present, since_boot()).map_err(|error| error.to_string())? {
         let Attachment { container_id, ifname } = &lease.attachment;
         tracing::info!(container = %container_id, interface = %ifname, "lease ended: its pod is gone");
