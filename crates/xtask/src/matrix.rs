@@ -107,6 +107,10 @@ fn one_demo(tools: &Tools, options: &[&str]) -> Result<Row> {
     })?;
     let report: Value = serde_json::from_str(&document).unwrap_or_default();
     let held = ended.status.code() == Some(0) && report["asExpected"] == true;
+    // The log is overwritten by the next one.
+    for difference in report["differences"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        say(&format!("    differs: {difference}\n"));
+    }
     Ok(told(Row { group: "demo", scenario, held, seconds: seconds(ended.took), figures: figures(&report) }))
 }
 
@@ -192,15 +196,7 @@ fn tests(
 ) -> Result<()> {
     let mut command = program.command(tools);
     command.args((!filter.is_empty()).then_some(filter)).envs(variables.iter().copied());
-    let failed_before = tally.failed;
-    let ended = watched(&format!("matrix-{}", program.title()), command, 0, |line| {
-        tally.take(line);
-        false
-    })?;
-    if !ended.status.success() && tally.failed == failed_before {
-        tally.fail(&format!("{}: {}", program.title(), ended.words()));
-    }
-    Ok(())
+    test::run_program(&format!("matrix-{}", program.title()), command, tally, false)
 }
 
 fn told(row: Row) -> Row {

@@ -1,6 +1,6 @@
 //! `cargo xtask test`: layers in order, minutes for each, and a tally that hides nothing.
 
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -168,14 +168,21 @@ impl Run {
         for program in self.programs.iter().filter(|program| wanted(program)) {
             let title = program.title();
             say(&format!("    {title}\n"));
-            let failed_before = self.tally.failed;
-            let ended = watched(&title, program.command(&self.tools), 0, |line| self.tally.take(line))?;
-            if !ended.status.success() && self.tally.failed == failed_before {
-                self.tally.fail(&format!("{title}: {}, see {}", ended.words(), ended.log.display()));
-            }
+            run_program(&title, program.command(&self.tools), &mut self.tally, true)?;
         }
         Ok(())
     }
+}
+
+/// Runs a test program and counts what it prints; the lines that a person wants to see are `shown`, or only counted. One
+/// that ends badly without a failed test is a failure of its own.
+pub(crate) fn run_program(title: &str, command: Command, tally: &mut Tally, shown: bool) -> Result<()> {
+    let failed_before = tally.failed;
+    let ended = watched(title, command, 0, |line| tally.take(line) && shown)?;
+    if !ended.status.success() && tally.failed == failed_before {
+        tally.fail(&format!("{title}: {}, see {}", ended.words(), ended.log.display()));
+    }
+    Ok(())
 }
 
 /// Whether we are root, read from the kernel's own account of this process.
