@@ -60,7 +60,16 @@ const CNI_PLUGINS: &str = "github.com/containernetworking/plugins/plugins";
 /// Their version: the one whose keys, results and files we keep.
 const CNI_PLUGINS_VERSION: &str = "1.9.1";
 /// Those that tests use.
-const CNI_PLUGINS_USED: [&str; 4] = ["ipam/host-local", "main/loopback", "meta/bandwidth", "meta/portmap"];
+const CNI_PLUGINS_USED: [&str; 8] = [
+    "ipam/host-local",
+    "ipam/static",
+    "main/bridge",
+    "main/loopback",
+    "main/macvlan",
+    "main/ptp",
+    "meta/bandwidth",
+    "meta/portmap",
+];
 
 /// The programs that were found, and where.
 #[derive(Debug)]
