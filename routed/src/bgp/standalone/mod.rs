@@ -143,7 +143,7 @@ async fn reply(queries: mpsc::Sender<Query>, request: RoutedRequest) -> RoutedRe
             let routes = if sent { receiver.await.ok() } else { None };
             routes.map_or_else(gone, |routes| RoutedReply::BgpRoutes { routes })
         }
-        RoutedRequest::Status => {
+        RoutedRequest::Status | RoutedRequest::IpamCheck { .. } | RoutedRequest::IpamRelease { .. } => {
             RoutedReply::Failed { reason: "this is a speaker alone: it has no node".to_owned() }
         }
     }
