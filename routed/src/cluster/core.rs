@@ -21,7 +21,6 @@ use super::pools::Pools;
 use super::publish::FileState;
 use super::register::LiveState;
 use super::table::Table;
-use super::usage::Told;
 use super::writes::Writes;
 use super::{Identity, Refusal};
 use crate::view::{ClusterView, LocalFacts};
@@ -60,7 +59,6 @@ pub(crate) struct Core {
     pub(super) hints: Vec<(IpNet, usize)>,
     pub(super) live: LiveState,
     pub(super) writes: Writes,
-    pub(super) told: Told,
     pub(super) file: FileState,
     pub(super) view: Arc<ClusterView>,
     /// What follows from `table` alone.
@@ -118,7 +116,6 @@ impl Core {
             hints,
             live: LiveState::default(),
             writes: Writes::default(),
-            told: Told::default(),
             file,
             view: Arc::default(),
             derived: Arc::default(),
@@ -146,10 +143,9 @@ impl Core {
         let suspicion = self.suspicion.as_ref().map(|(_, until)| *until);
         let all =
             [self.writes.deadline(), self.file.retry_at(), past, self.doubt, suspicion, self.give_back_at];
-        let all = all.into_iter().chain([self.usage_due()]);
         let later = [self.live.not_before, self.claim_not_before];
         // What was due and has led to nothing waits for an event, not for a time.
-        all.flatten().chain(later).filter(|at| *at > self.time).min()
+        all.into_iter().flatten().chain(later).filter(|at| *at > self.time).min()
     }
 
     /// One event in, what is to be done out.
@@ -167,7 +163,6 @@ impl Core {
             }
             Event::Written { id, result } => {
                 if let Some(key) = self.writes.on_answer(now, id, &result) {
-                    self.on_usage_written(now, &key, &result);
                     self.on_written(now, &key, &result, out);
                 }
             }
@@ -207,7 +202,6 @@ impl Core {
         self.give_back(now, out);
         self.claim_ahead(now, out);
         self.publish(now, out);
-        self.tell_usage(now, out);
     }
 
     /// Whether the store has been read, and its configuration can be used.

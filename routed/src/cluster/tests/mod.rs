@@ -9,4 +9,3 @@ mod registry;
 mod rig;
 mod sim;
 mod store;
-mod usage;
