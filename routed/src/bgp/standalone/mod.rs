@@ -6,7 +6,7 @@
 //! SIGTERM closes connections without a NOTIFICATION where the neighbour does graceful restart, and with a Cease
 //! elsewhere.
 
-mod config;
+pub(super) mod config;
 mod filters;
 
 use std::path::{Path, PathBuf};
