@@ -36,6 +36,8 @@ pub(crate) struct Desired {
     pub(crate) listen: BTreeSet<SocketAddr>,
     /// Documents that are not followed, and why.
     pub(crate) problems: Vec<String>,
+    /// It is a speaker alone: nobody asks for its routes.
+    pub(crate) alone: bool,
 }
 
 /// What the speaker shall do; none: it shall not run (another backend), or this node has no address yet.
@@ -67,7 +69,7 @@ pub(crate) fn desired_bgp(view: &ClusterView, node: &NodeName, facts: &LocalFact
         },
     };
     let listen = own.into_iter().map(|address| SocketAddr::new(address, bgp.port)).collect();
-    Some(Desired { config, claims: claims(view), listen, problems })
+    Some(Desired { config, claims: claims(view), listen, problems, alone: false })
 }
 
 fn graceful_restart(bgp: &BgpConfig) -> Option<GracefulRestart> {

@@ -38,6 +38,7 @@ mod transport;
 #[cfg(test)]
 mod transport_tests;
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -79,6 +80,8 @@ pub(crate) enum Query {
     Peers(oneshot::Sender<Vec<BgpPeerStatus>>),
     /// The paths in the RIB.
     Routes(oneshot::Sender<Vec<BgpRouteStatus>>),
+    /// Ask a neighbour for its table again; the answer: whether there is such a neighbour, with a session.
+    Refresh(IpAddr, oneshot::Sender<bool>),
 }
 
 impl Bgp {
@@ -97,7 +100,7 @@ impl Bgp {
                 () = self.shutdown.requested() => break,
                 Ok(()) = self.view.changed() => moved = true,
                 Ok(()) = self.facts.changed() => moved = true,
-                Some(query) = self.queries.recv() => answer(query, shell.as_ref()),
+                Some(query) = self.queries.recv() => answer(query, shell.as_mut()),
                 wake = next(shell.as_mut()) => if let Some(shell) = &mut shell { shell.handle(wake) },
             }
         }
@@ -164,15 +167,25 @@ async fn next(shell: Option<&mut Shell>) -> Wake {
     }
 }
 
+/// The sentence for an asker who names a neighbour without a session.
+pub(crate) fn no_session(peer: IpAddr) -> String {
+    format!("there is no session with {peer}")
+}
+
 /// The asker may have gone: then nobody needs the answer.
-fn answer(query: Query, shell: Option<&Shell>) {
+fn answer(query: Query, shell: Option<&mut Shell>) {
     match query {
         Query::Peers(asker) => {
-            let peers = shell.map(|shell| answers::peers(shell.speaker(), shell.now())).unwrap_or_default();
+            let peers = shell
+                .map(|shell| answers::peers(shell.speaker(), shell.now(), shell.bfd()))
+                .unwrap_or_default();
             let _ = asker.send(peers);
         }
         Query::Routes(asker) => {
             let _ = asker.send(shell.map(|shell| answers::routes(shell.speaker())).unwrap_or_default());
+        }
+        Query::Refresh(peer, asker) => {
+            let _ = asker.send(shell.is_some_and(|shell| shell.refresh(peer)));
         }
     }
 }

@@ -67,6 +67,8 @@ pub(super) struct Shell {
     keys: Keys,
     /// None: nobody is to be watched.
     watch: Option<Watch>,
+    /// What BFD has last said of whom it watches.
+    bfd: BTreeMap<IpAddr, String>,
     listen_at: Option<Instant>,
     /// When a flush began whose cost is not known yet: the connections' tasks have not run.
     flushing: Option<Instant>,
@@ -92,6 +94,7 @@ impl Shell {
             listeners: Listeners::default(),
             keys: Keys::read(&desired.config),
             watch: None,
+            bfd: BTreeMap::new(),
             listen_at: None,
             flushing: None,
             peers_file,
@@ -151,6 +154,9 @@ impl Shell {
             Wake::Listen => self.listen(),
             Wake::Bfd(Change { peer, lost, what }) => {
                 tracing::info!(%peer, "{what}");
+                if let Some(said) = self.bfd.get_mut(&peer) {
+                    *said = what.trim_start_matches("BFD: ").to_owned();
+                }
                 if lost {
                     // Whether the node is dead or its daemon restarts is not known: graceful restart holds.
                     self.step(Event::Lost { peer, purge: false, reason: what });
@@ -187,6 +193,10 @@ impl Shell {
         let wanted: Watched = neighbours
             .filter_map(|(peer, neighbour)| Some((*peer, (own(neighbour, peer)?, neighbour.options.bfd?))))
             .collect();
+        self.bfd.retain(|peer, _| wanted.contains_key(peer));
+        for peer in wanted.keys() {
+            self.bfd.entry(*peer).or_insert_with(|| "not up yet".to_owned());
+        }
         if wanted.is_empty() {
             self.watch = None;
             return;
@@ -210,6 +220,23 @@ impl Shell {
         let all = async { while self.tasks.join_next().await.is_some() {} };
         // Peers that do not close in time are left to the kernel.
         let _ = tokio::time::timeout(FAREWELL, all).await;
+    }
+
+    /// Asks a neighbour for its table again; false: there is no session.
+    pub(super) fn refresh(&mut self, peer: IpAddr) -> bool {
+        let up = |status: &podway_bgp::event::PeerStatus| {
+            status.address == peer && status.state == podway_bgp::session::State::Established
+        };
+        let found = self.speaker.peers().iter().any(up);
+        if found {
+            self.step(Event::Refresh { peer });
+        }
+        found
+    }
+
+    /// What BFD says of neighbours.
+    pub(super) fn bfd(&self) -> &BTreeMap<IpAddr, String> {
+        &self.bfd
     }
 
     pub(super) fn speaker(&self) -> &Speaker {
@@ -298,7 +325,7 @@ impl Shell {
                 }
                 Action::Close { conn } => drop(self.queues.remove(&conn)),
                 // A speaker alone has no kernel to tell.
-                Action::RouteChanged { .. } if self.peers_file.is_none() => {}
+                Action::RouteChanged { .. } if self.desired.alone => {}
                 Action::RouteChanged { prefix, next_hops } => {
                     let routes = &mut Arc::make_mut(&mut self.routes).routes;
                     if next_hops.is_empty() {

@@ -24,6 +24,9 @@ const REFRESH_TIME: Duration = Duration::from_secs(360);
 
 impl Speaker {
     pub(super) fn on_update(&mut self, address: IpAddr, update: Update) {
+        if let Some(peer) = self.peers.get_mut(&address) {
+            peer.updates += 1;
+        }
         for fault in &update.faults {
             let what = format!("attribute {}: {} ({:?})", fault.kind, fault.what, fault.treatment);
             self.actions.push(Action::Ignoring { peer: address, what });

@@ -75,6 +75,7 @@ struct Restart {
     deferral_time: u64,
     #[serde(default)]
     notifications: bool,
+    peers_file: Option<PathBuf>,
 }
 
 fn restart_time() -> u64 {
@@ -236,6 +237,8 @@ pub(crate) struct Standalone {
     pub(crate) desired: Desired,
     /// The API socket.
     pub(crate) socket: Option<PathBuf>,
+    /// Who was up, for a graceful restart.
+    pub(crate) restart_file: Option<PathBuf>,
     /// Log level.
     pub(crate) log: LogConfig,
 }
@@ -267,8 +270,9 @@ pub(crate) fn parse(source: &str, text: &str) -> Result<Standalone, Mistakes> {
     if let Some(level) = file.log {
         log.level = level;
     }
-    let desired = Desired { config, claims: Claims::new(), listen, problems: vec![] };
-    reader.mistakes.into_result(Standalone { desired, socket: file.socket, log })
+    let desired = Desired { config, claims: Claims::new(), listen, problems: vec![], alone: true };
+    let restart_file = file.graceful_restart.and_then(|restart| restart.peers_file);
+    reader.mistakes.into_result(Standalone { desired, socket: file.socket, restart_file, log })
 }
 
 struct Reader<'a> {
