@@ -18,6 +18,7 @@
 //! | [`skips`] | reasons for which a test may be skipped |
 //! | [`tally`] | counts what test runners print |
 
+mod bench;
 mod build;
 mod cpio;
 mod demo;
@@ -48,6 +49,8 @@ Commands:
   test LAYER..     some layers of --full: crates, suites, demos, vm
   matrix [GROUP..] every combination and long runs (demos, suites, seeds): hours; writes
                    tests/matrix/table.md
+  bench bgp        figures beside other implementations, in one run
+                   (`cargo xtask bench bgp --help` lists its options)
   fuzz [TARGET]    run the coverage-guided fuzzer (`cargo xtask fuzz --help` lists its options)
   tools            only the set-up: say what is there and get what is missing
   tools --env      the same, then the environment as a shell reads it
@@ -62,8 +65,9 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match arguments.first().map(String::as_str) {
         Some("demo") => demo::run(&arguments[1..]),
+        Some("bench") => bench::run(&arguments[1..]),
         Some("fuzz") => fuzz::run(&arguments[1..]),
-        // `demo` and `fuzz` have options, and so a help, of their own.
+        // `demo`, `bench` and `fuzz` have options, and so a help, of their own.
         Some("test" | "matrix" | "tools")
             if arguments[1..].iter().any(|argument| argument == "--help" || argument == "-h") =>
         {

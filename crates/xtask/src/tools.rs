@@ -25,7 +25,13 @@ pub(crate) struct Need {
     pub(crate) required: bool,
 }
 
-const fn need(program: &'static str, package: &'static str, required: bool, what_for: &'static str) -> Need {
+/// A need of a program.
+pub(crate) const fn need(
+    program: &'static str,
+    package: &'static str,
+    required: bool,
+    what_for: &'static str,
+) -> Need {
     Need { program, package, what_for, required }
 }
 
