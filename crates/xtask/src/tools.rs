@@ -25,13 +25,7 @@ pub(crate) struct Need {
     pub(crate) required: bool,
 }
 
-/// A need of a program.
-pub(crate) const fn need(
-    program: &'static str,
-    package: &'static str,
-    required: bool,
-    what_for: &'static str,
-) -> Need {
+const fn need(program: &'static str, package: &'static str, required: bool, what_for: &'static str) -> Need {
     Need { program, package, what_for, required }
 }
 
