@@ -1,6 +1,6 @@
 //! containerd 1.6 and its `ctr run --cni`: it calls ADD when a task starts, and no DEL when somebody deletes the task.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::process::Command;
 
@@ -10,7 +10,7 @@ use podway_testkit::probe::{Kind, probe};
 use podway_testkit::process::Process;
 use podway_testkit::wait::wait_until_ok;
 
-use crate::machine::{Machine, PATIENCE};
+use crate::machine::{Machine, PATIENCE, child_of, get};
 use crate::{foreign, run};
 
 /// A machine on which containerd runs.
@@ -60,19 +60,13 @@ impl Containerd {
         self.machine.run("ctr", &["tasks", "kill", "--signal", "SIGKILL", name])?;
         wait_until_ok("the task has ended", PATIENCE, || {
             let tasks = self.machine.run("ctr", &["tasks", "ls"])?;
-            ensure!(!tasks.contains("RUNNING") || !tasks.contains(name), "{tasks}");
+            let runs = |line: &str| line.starts_with(name) && line.contains("RUNNING");
+            ensure!(!tasks.lines().any(runs), "{tasks}");
             Ok(())
         })?;
         // Exit code 137 is the container's own.
         self.machine.output("ctr", &["tasks", "delete", name])?;
         self.machine.run("ctr", &["containers", "delete", name]).map(drop)
-    }
-}
-
-fn url(address: IpAddr) -> String {
-    match address {
-        IpAddr::V4(v4) => format!("http://{v4}/"),
-        IpAddr::V6(v6) => format!("http://[{v6}]/"),
     }
 }
 
@@ -87,8 +81,7 @@ fn containerd_1_runs_containers_on_our_network() {
         ensure!(one.len() == 2 && two.len() == 2, "both families: {one:?} {two:?}");
         for (from, to, name) in [("one", &two, "two"), ("two", &one, "one")] {
             for address in to {
-                let page =
-                    containerd.busybox(from, &["wget", "-q", "-T", "10", "-O", "-", &url(*address)])?;
+                let page = containerd.busybox(from, &["sh", "-c", &get(*address, 80)])?;
                 ensure!(page.trim() == name, "{from} to {address}: {page:?}");
                 containerd.busybox(from, &["ping", "-c", "1", "-W", "10", &address.to_string()])?;
             }
@@ -153,7 +146,12 @@ fn what_containerd_1_forgets_is_collected() {
             Ok(())
         })?;
         ensure!(machine.record("gone").is_ok(), "one look ends nothing");
+        let pid = child_of(&routed)?;
         routed.kill()?;
+        wait_until_ok("it is gone", PATIENCE, || {
+            ensure!(!Path::new(&format!("/proc/{pid}")).exists(), "process {pid} is there");
+            Ok(())
+        })?;
         let mut routed = routed_later(machine, 500)?;
         wait_until_ok("the lease has ended", PATIENCE, || {
             routed.ensure_running()?;
@@ -164,8 +162,7 @@ fn what_containerd_1_forgets_is_collected() {
         })?;
         // Who lives was never in doubt.
         ensure!(machine.record("lives")?.addresses == lives, "the record of one that lives changed");
-        let page =
-            containerd.busybox("lives", &["wget", "-q", "-T", "10", "-O", "-", "http://127.0.0.1/"])?;
+        let page = containerd.busybox("lives", &["sh", "-c", &get(Ipv4Addr::LOCALHOST.into(), 80)])?;
         ensure!(page.trim() == "lives", "{page:?}");
         let address = lives.first().context("it has an address")?;
         let outcome = probe(machine.node()?.place.net(), *address, Kind::Icmp, true)?;

@@ -4,6 +4,7 @@
 //! a process namespace of its own, whose end is theirs, and below one control group, which is removed.
 
 use std::ffi::OsStr;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -46,19 +47,17 @@ impl Machine {
         // have the machine's boot id, where the node has one of its own.
         let boot = files.join("boot-id");
         std::fs::write(&boot, node.read_file(names::BOOT_ID_FILE)?)?;
-        let script = "mount --bind \"$0\" \"$1\" && while :; do sleep 1000 & wait $!; done";
+        let ready = files.join("ready");
+        let script = "mount --bind \"$0\" \"$1\" && : > \"$2\" && while :; do sleep 1000 & wait $!; done";
         let mut command = Command::new("unshare");
         command.args(["--pid", "--fork", "--kill-child", "--mount", "--propagation", "unchanged"]);
-        command.args(["--mount-proc", "sh", "-c", script]).arg(&boot).arg(names::BOOT_ID_FILE);
-        let init = Process::start(&node.place, "init", command, &files.join("init.log"))?;
-        let children = format!("/proc/{0}/task/{0}/children", init.pid());
-        let init_pid = wait_until("the process namespace is there", PATIENCE, || {
-            let children = std::fs::read_to_string(&children).unwrap_or_default();
-            let child = children.split_whitespace().next().and_then(|pid| pid.parse::<u32>().ok());
-            let seen = |pid: &u32| std::fs::read(format!("/proc/{pid}/root{}", names::BOOT_ID_FILE)).ok();
-            let own_proc = |pid: &u32| Path::new(&format!("/proc/{pid}/root/proc/2")).exists();
-            Ok(child.filter(|pid| seen(pid) == std::fs::read(&boot).ok() && own_proc(pid)))
+        command.args(["--mount-proc", "sh", "-c", script]).arg(&boot).arg(names::BOOT_ID_FILE).arg(&ready);
+        let mut init = Process::start(&node.place, "init", command, &files.join("init.log"))?;
+        wait_until("the process namespace is there", PATIENCE, || {
+            init.ensure_running()?;
+            Ok(ready.exists().then_some(()))
         })?;
+        let init_pid = child_of(&init)?;
         let folders = programs.iter().filter_map(|program| program.parent()).map(Path::to_owned).collect();
         let cgroup = format!("podway-lab-{name}-{}", std::process::id());
         Ok(Self { init, init_pid, programs: folders, files, cgroup, cluster })
@@ -175,6 +174,18 @@ impl Drop for Machine {
         let _ = self.init.kill();
         remove_cgroups(&self.cgroup);
     }
+}
+
+/// The process that `unshare` has forked.
+pub(crate) fn child_of(unshare: &Process) -> Result<u32> {
+    let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", unshare.pid()))?;
+    Ok(children.split_whitespace().next().context("a child of unshare")?.parse()?)
+}
+
+/// Script for busybox's shell that shows the page at an address. Its `wget` looks for the name of a port and, linked
+/// statically, dies of it.
+pub(crate) fn get(address: IpAddr, port: u16) -> String {
+    format!("printf 'GET / HTTP/1.0\\r\\n\\r\\n' | busybox nc -w 10 {address} {port} | busybox tail -n 1")
 }
 
 /// Removes a control group and those below it, in every hierarchy. The kernel refuses while one has processes, which

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use podway_testkit::probe::{Kind, probe};
 use podway_testkit::wait::wait_until_ok;
 
-use crate::machine::{Machine, PATIENCE};
+use crate::machine::{Machine, PATIENCE, get};
 use crate::{foreign, run};
 
 /// podman, its configuration, and what keeps its state in the test's own folder.
@@ -81,16 +81,12 @@ fn podman_runs_containers_on_our_network() {
         }
         // Container to container, and to the published port by the node's address.
         let node = podman.machine.node()?;
-        let published = format!("http://{}:8081/", node.addresses.v4);
-        for url in [
-            format!("http://{}/", record.addresses[0]),
-            format!("http://[{}]/", record.addresses[1]),
-            published,
-        ] {
+        let [v4, v6] = [record.addresses[0], record.addresses[1]];
+        for (address, port) in [(v4, 80), (v6, 80), (node.addresses.v4.into(), 8081)] {
             let page = wait_until_ok("the page comes", PATIENCE, || {
-                podman.call(&["exec", "one", "/bin/busybox", "wget", "-q", "-T", "5", "-O", "-", &url])
+                podman.call(&["exec", "one", "/bin/busybox", "sh", "-c", &get(address, port)])
             })?;
-            ensure!(page.trim() == "two", "{url}: {page:?}");
+            ensure!(page.trim() == "two", "{address} {port}: {page:?}");
         }
         let outcome = probe(node.place.net(), record.addresses[0], Kind::Icmp, true)?;
         ensure!(outcome.is_open(), "{outcome}");
