@@ -14,9 +14,13 @@ use crate::tools::Tools;
 /// Profile of everything that is built here.
 pub(crate) const PROFILE: &str = "ci";
 
-/// Root of the workspace.
+/// Root of the workspace: of the one in which `cargo xtask` was typed. Checkouts that share a target folder may share
+/// this program as well.
 pub(crate) fn workspace() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+    let own =
+        std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from).filter(|dir| dir.ends_with("crates/xtask"));
+    own.as_deref()
+        .unwrap_or(Path::new(env!("CARGO_MANIFEST_DIR")))
         .ancestors()
         .nth(2)
         .map_or_else(|| PathBuf::from("."), Path::to_path_buf)

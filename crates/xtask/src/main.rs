@@ -65,6 +65,13 @@ fn main() -> ExitCode {
     let outcome = match arguments.first().map(String::as_str) {
         Some("demo") => demo::run(&arguments[1..]),
         Some("fuzz") => fuzz::run(&arguments[1..]),
+        // `demo` and `fuzz` have options, and so a help, of their own.
+        Some("test" | "matrix" | "tools")
+            if arguments[1..].iter().any(|argument| argument == "--help" || argument == "-h") =>
+        {
+            say(HELP);
+            return ExitCode::SUCCESS;
+        }
         Some("test") => test::run(&arguments[1..]),
         Some("matrix") => matrix::run(&arguments[1..]),
         Some("tools") if arguments.len() == 1 => tools::Tools::prepare(&tools::ALL).map(|tools| {
