@@ -71,12 +71,12 @@ impl Speaker {
     }
 }
 
-/// A program of FRR: the machine's own, or that of `PODWAY_BGP_SPEAKERS`.
+/// A program of FRR: the machine's own, or that of `PODWAY_PACKAGES`.
 fn frr(name: &str) -> Result<PathBuf> {
-    let got = std::env::var_os("PODWAY_BGP_SPEAKERS").map(|all| PathBuf::from(all).join("frr/usr/lib/frr"));
+    let got = std::env::var_os("PODWAY_PACKAGES").map(|all| PathBuf::from(all).join("frr/usr/lib/frr"));
     let folders = [PathBuf::from("/usr/lib/frr")].into_iter().chain(got);
     let found = folders.map(|folder| folder.join(name)).find(|path| path.is_file());
-    found.with_context(|| format!("{name} is neither in /usr/lib/frr nor below PODWAY_BGP_SPEAKERS"))
+    found.with_context(|| format!("{name} is neither in /usr/lib/frr nor below PODWAY_PACKAGES"))
 }
 
 /// The program, with libraries of its own that stand beside it: `usr/lib/<triple>/frr` beside `usr/lib/frr`.
