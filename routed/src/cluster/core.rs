@@ -162,7 +162,9 @@ impl Core {
                 self.usage_generation = generation;
             }
             Event::Written { id, result } => {
-                if let Some(key) = self.writes.on_answer(now, id, &result) {
+                let table = &self.table;
+                let shown = |key: &str| key.parse::<Key>().ok().and_then(|key| table.modified(&key));
+                if let Some(key) = self.writes.on_answer(now, id, &result, shown) {
                     self.on_written(now, &key, &result, out);
                 }
             }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 use podway_model::node_file::NodeFile;
-use podway_store::{Event as StoreEvent, Expect, StoreError, Written};
+use podway_store::{Event as StoreEvent, Expect, Guard, StoreError, Written};
 
 use super::Refusal;
 use crate::view::LocalFacts;
@@ -106,6 +106,8 @@ pub(crate) struct Write {
 pub(crate) enum Operation {
     /// Put.
     Put(Vec<u8>, Expect),
+    /// Put, if nothing has changed of another key either.
+    PutGuarded(Vec<u8>, Expect, Guard),
     /// Put, bound to the process's lease.
     PutLeased(Vec<u8>, Expect),
     /// Delete what was last changed at this revision.

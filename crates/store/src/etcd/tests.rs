@@ -1,13 +1,12 @@
 //! etcd's own ways to go wrong, with a real one.
 
-use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
 use etcd_client::{Client, Permission, PermissionType};
 use podway_model::config::{EtcdConfig, StoreConfig};
 
-use super::testing::{Etcd, eventually, with_etcd};
+use super::testing::{Etcd, eventually, make_certificates, tls_arguments, tls_config, with_etcd};
 use crate::conformance::Consumer;
 use crate::{Store, StoreError, open};
 
@@ -183,55 +182,15 @@ fn users_log_in_and_may_write_only_what_their_role_says() {
     });
 }
 
-fn openssl(folder: &Path, arguments: &str) -> bool {
-    let done = Command::new("openssl").args(arguments.split(' ')).current_dir(folder).output();
-    done.is_ok_and(|output| output.status.success())
-}
-
-/// A certification authority, a server and a client.
-fn make_certificates(folder: &Path) -> bool {
-    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2";
-    std::fs::write(folder.join("server.ext"), "subjectAltName=IP:127.0.0.1\n").unwrap();
-    std::fs::write(folder.join("client.ext"), "extendedKeyUsage=clientAuth\n").unwrap();
-    let mut done = openssl(folder, &format!("req -x509 {key} -subj /CN=ca -keyout ca.key -out ca.pem"));
-    for name in ["server", "client"] {
-        done &= openssl(
-            folder,
-            &format!("req -new {key} -subj /CN={name} -keyout {name}.key -out {name}.csr"),
-        ) && openssl(
-            folder,
-            &format!(
-                "x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile {name}.ext -out {name}.pem"
-            ),
-        );
-    }
-    done
-}
-
 #[test]
 fn tls_with_client_certificates() {
     with_etcd("tls_with_client_certificates", |folder| async move {
-        if !make_certificates(&folder) {
+        if !make_certificates(&folder, &["client"]) {
             println!("SKIP tls_with_client_certificates: needs openssl on PATH");
             return;
         }
-        let file = |name: &str| folder.join(name);
-        let more = [
-            "--listen-client-urls=https://127.0.0.1:2379".to_owned(),
-            "--advertise-client-urls=https://127.0.0.1:2379".to_owned(),
-            "--client-cert-auth".to_owned(),
-            format!("--trusted-ca-file={}", file("ca.pem").display()),
-            format!("--cert-file={}", file("server.pem").display()),
-            format!("--key-file={}", file("server.key").display()),
-        ];
-        let _etcd = Etcd::start(&folder.join("data"), PORT, &more);
-        let with_certificate = EtcdConfig {
-            endpoints: vec!["https://127.0.0.1:2379".into()],
-            ca_file: Some(file("ca.pem")),
-            cert_file: Some(file("client.pem")),
-            key_file: Some(file("client.key")),
-            ..config()
-        };
+        let _etcd = Etcd::start(&folder.join("data"), PORT, &tls_arguments(&folder));
+        let with_certificate = tls_config(&folder, "client");
         let without = EtcdConfig { cert_file: None, key_file: None, ..with_certificate.clone() };
         let store_with = store(with_certificate);
         up(&store_with).await;

@@ -67,7 +67,7 @@ fn a_claim_is_confirmed_only_after_the_own_watch_showed_it() {
     let confirm = rig.held.remove(0);
     let block = rig.block();
     let stands = rig.mem.entry(&confirm.key).unwrap().mod_revision;
-    assert!(matches!(&confirm.operation, Operation::Put(_, Expect::Revision(at)) if *at == stands));
+    assert!(matches!(&confirm.operation, Operation::PutGuarded(_, Expect::Revision(at), _) if *at == stands));
     assert_eq!((rig.own(), rig.listed()), (vec![(block, Pending)], vec![]), "seen, not confirmed");
     rig.answer(&confirm);
     assert_eq!(rig.own(), [(block, Pending)], "confirmed, not seen");
@@ -303,6 +303,40 @@ fn a_claim_that_arrives_after_its_blocks_release_is_not_confirmed() {
     rig.settle();
     rig.pass(seconds(5));
     assert_eq!(rig.claim(block), None);
+    assert_ne!(rig.block(), block);
+}
+
+#[test]
+fn a_hold_that_the_watch_has_not_shown_yet_keeps_claims_from_being_made_and_confirmed() {
+    let released =
+        podway_model::cluster::Released { at_unix_seconds: EPOCH, former_owner: "n9".parse().unwrap() };
+    // Before the claim: it is never made, and another block is taken.
+    let (mut rig, write, block) = about_to_claim();
+    rig.connected = false;
+    rig.put(&Key::Released(block), &encode(&released));
+    rig.answer(&write);
+    assert_eq!(rig.claim(block), None);
+    rig.connected = true;
+    rig.settle();
+    rig.pass(seconds(5));
+    assert_eq!(rig.claim(block), None);
+    assert_ne!(rig.block(), block);
+
+    // Between claim and confirmation.
+    let (mut rig, write, block) = about_to_claim();
+    rig.answer(&write);
+    rig.writing = Writing::Held;
+    rig.settle();
+    let confirm = rig.held.pop().unwrap();
+    rig.connected = false;
+    rig.put(&Key::Released(block), &encode(&released));
+    rig.answer(&confirm);
+    assert!(!rig.claim(block).unwrap().confirmed);
+    rig.writing = Writing::Works;
+    rig.connected = true;
+    rig.settle();
+    rig.pass(seconds(5));
+    assert_eq!(rig.claim(block), None, "given up");
     assert_ne!(rig.block(), block);
 }
 

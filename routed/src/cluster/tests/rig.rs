@@ -97,6 +97,9 @@ pub(super) fn next_event(mem: &Mem, since: Option<i64>) -> Option<(StoreEvent, i
 pub(super) fn carry_out(mem: &mut Mem, lease: &mut Option<LeaseId>, write: &Write) -> Written {
     match &write.operation {
         Operation::Put(value, expect) => mem.put_if(&write.key, value, *expect, None).unwrap(),
+        Operation::PutGuarded(value, expect, guard) => {
+            mem.put_guarded(&write.key, value, *expect, guard).unwrap()
+        }
         Operation::PutLeased(value, expect) => {
             let id = match lease {
                 Some(id) if mem.keep_alive(*id).is_ok() => *id,

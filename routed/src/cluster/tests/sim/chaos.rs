@@ -40,6 +40,7 @@ impl World {
             70..76 => {
                 let hours = i64::try_from(self.below(60)).unwrap() - 30;
                 self.nodes[node].skew += hours * 3600;
+                self.nodes[node].most_skew = self.nodes[node].most_skew.max(self.nodes[node].skew);
                 self.tell_time(node);
             }
             76..80 => self.spoil(node),

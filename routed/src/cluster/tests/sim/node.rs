@@ -48,6 +48,8 @@ pub(super) struct Node {
     pub(super) load: u64,
     /// Wall clock against the true time, in seconds.
     pub(super) skew: i64,
+    /// The furthest that its clock was ever ahead.
+    pub(super) most_skew: i64,
     pub(super) view: Arc<ClusterView>,
 }
 
@@ -72,6 +74,7 @@ impl Node {
             pods: BTreeMap::new(),
             load: 0,
             skew: 0,
+            most_skew: 0,
             view: Arc::default(),
         }
     }

@@ -30,6 +30,8 @@ pub(super) enum Bug {
     CompareSkipped,
     /// The store writes and deletes without looking at the condition.
     ConditionSkipped,
+    /// The store looks at the condition of the key that is written, and not at the hold on the block.
+    HoldSkipped,
     /// After a reconnect a node takes half of the store for all of it.
     DeleteBeforeSync,
     /// Several keys get one create revision.
@@ -533,7 +535,7 @@ impl World {
         for entry in &mut entries {
             match self.bug {
                 Some(Bug::CompareSkipped) if entry.key.starts_with(&own) => entry.create_revision = 1,
-                Some(Bug::RevisionReused) => entry.create_revision &= !0xff,
+                Some(Bug::RevisionReused) => entry.create_revision &= !0xfff,
                 _ => {}
             }
         }
@@ -630,8 +632,13 @@ impl World {
     }
 
     fn arrive(&mut self, node: usize, life: u64, write: &Write, answer: bool) {
+        let before = self.mem.entry(&write.key);
         let result = if self.bug == Some(Bug::ConditionSkipped) {
             self.write_blindly(node, write)
+        } else if self.bug == Some(Bug::HoldSkipped)
+            && let Operation::PutGuarded(value, expect, _) = &write.operation
+        {
+            self.mem.put_if(&write.key, value, *expect, None).unwrap()
         } else {
             let mut lease = self.nodes[node].lease;
             let result = carry_out(&mut self.mem, &mut lease, write);
@@ -640,8 +647,10 @@ impl World {
             }
             result
         };
-        if matches!((&write.operation, &result), (Operation::Delete(_), Written::Done { .. })) {
-            self.note_deleted(&write.key, false);
+        match (&write.operation, &result) {
+            (Operation::Delete(_), Written::Done { .. }) => self.note_deleted(&write.key, false),
+            (_, Written::Done { .. }) => self.check_hold(node, &write.key, before),
+            _ => {}
         }
         if answer {
             let after = self.up_to(30);
@@ -651,7 +660,7 @@ impl World {
 
     fn write_blindly(&mut self, node: usize, write: &Write) -> Written {
         match &write.operation {
-            Operation::Put(value, _) => {
+            Operation::Put(value, _) | Operation::PutGuarded(value, ..) => {
                 Written::Done { revision: self.mem.put(&write.key, value, None).unwrap() }
             }
             Operation::PutLeased(..) => carry_out(&mut self.mem, &mut self.nodes[node].lease, write),
