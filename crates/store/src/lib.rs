@@ -35,7 +35,7 @@ mod retry;
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
-pub use error::StoreError;
+pub use error::{StoreError, TAKES_NO_MORE};
 pub use open::{open, require};
 pub use release::{HOLD_SECONDS, Hold, ReleaseReport, release_block, release_node};
 pub use retry::Backoff;
@@ -100,8 +100,9 @@ pub enum Event {
     },
     /// It can again. Changes that were missed follow.
     Available,
-    /// Parts of the store that cannot be used, each with its place and the reason; their last good state stays in
-    /// force, the rest is up to date. Always the whole list; empty when all is well again.
+    /// Parts of the store that cannot be used, each with its place and the reason, and what keeps it from taking
+    /// writes; the last good state stays in force, the rest is up to date. Always the whole list; empty when all is
+    /// well again.
     Problems {
         /// One line each.
         problems: Vec<String>,

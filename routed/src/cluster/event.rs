@@ -1,6 +1,7 @@
 //! What goes into the core and what comes out.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use podway_model::node_file::NodeFile;
@@ -23,6 +24,8 @@ pub(crate) enum Event {
         /// [`NodeFile::generation`] of the file that stood when the leases were looked at, under the address lock:
         /// blocks that are not active in it cannot have got a lease since. 0: there was none of this boot.
         generation: u64,
+        /// Addresses that pods hold and that are in none of these blocks.
+        elsewhere: Vec<IpAddr>,
     },
     /// A write has ended.
     Written {

@@ -18,16 +18,19 @@
 //! A block is confirmed only when the own watch has delivered the claim and it has the lowest create revision: the
 //! watch delivers in the order of revisions, so every claim that was made before is known then.
 //!
+//! A block that was lost before this process began stands in no file; the leases of its pods show it
+//! ([`Core::find_stranded`]), and it goes on as stranded.
+//!
 //! Whether pods live in a block is known from a look at the leases, which may be older than the latest lease. So a
 //! block ends only after a look that was made when the node file did not offer it any more
 //! ([`FileState::is_closed`](super::publish::FileState::is_closed)). How a block goes back: [`super::give_back`].
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use podway_model::cluster::{Claim, encode};
+use podway_model::cluster::{Assignment, Claim, encode};
 use podway_model::ids::ObjectName;
 use podway_model::keys::Key;
 use podway_model::node_file::{BlockState, NodeBlock};
@@ -94,6 +97,26 @@ impl Core {
         let blocks: BTreeSet<IpNet> = self.own.keys().copied().chain(mine).collect();
         for block in blocks {
             self.follow_block(block, &derived.claims, out);
+        }
+    }
+
+    /// Pods hold addresses of pools in blocks that are not ours: lost before this process began.
+    pub(super) fn find_stranded(&mut self, out: &mut Vec<Action>) {
+        let derived = Arc::clone(&self.derived);
+        let lost = self.elsewhere.iter().filter_map(|address| {
+            let mut pools = derived.pools.usable.iter();
+            // What was asked for by hand is single addresses, which are no block's.
+            let (name, pool) = pools
+                .find(|(_, pool)| pool.assignment == Assignment::Automatic && pool.cidr.contains(address))?;
+            Some((IpNet::new(*address, pool.block_len()).ok()?.trunc(), name.clone()))
+        });
+        for (block, pool) in lost.collect::<BTreeMap<IpNet, ObjectName>>() {
+            if self.own.keys().any(|own| overlap(*own, block)) {
+                continue;
+            }
+            let text = format!("block {block} is not this node's any more, and pods live in it");
+            out.push(Action::Report(Severity::Warn, text));
+            self.own.insert(block, Own::new(pool, Phase::Stranded, i64::MAX));
         }
     }
 

@@ -237,7 +237,7 @@ async fn roles_hold(rig: Rig) {
 fn has_etcdctl(name: &str) -> bool {
     let is_there = program("etcdctl").is_some();
     if !is_there {
-        println!("SKIP {name}: needs etcdctl on PATH or PODWAY_BIN_PATH");
+        println!("SKIP {name}: needs etcdctl on PATH");
     }
     is_there
 }

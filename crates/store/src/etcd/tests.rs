@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::sync::Arc;
 
-use etcd_client::{Client, Permission, PermissionType};
+use etcd_client::{AlarmAction, AlarmType, Client, CompactionOptions, Permission, PermissionType};
 use podway_model::config::{EtcdConfig, StoreConfig};
 
 use super::testing::{Etcd, eventually, make_certificates, tls_arguments, tls_config, with_etcd};
@@ -196,6 +196,46 @@ fn tls_with_client_certificates() {
         up(&store_with).await;
         store_with.put("nodes/a", b"1").await.unwrap();
         assert!(store(without).get("nodes/a").await.is_err());
+    });
+}
+
+/// Compaction, defragmentation, disarming: what the documentation says.
+async fn make_room(client: &mut Client) {
+    let revision = client.get("x", None).await.unwrap().header().unwrap().revision();
+    client.compact(revision, Some(CompactionOptions::new().with_physical())).await.unwrap();
+    client.defragment().await.unwrap();
+    client.alarm(AlarmAction::Deactivate, AlarmType::Nospace, None).await.unwrap();
+}
+
+#[test]
+fn a_quota_that_is_used_up_is_told_by_the_watch_and_stops_no_reader() {
+    with_etcd("a_quota_that_is_used_up_is_told_by_the_watch_and_stops_no_reader", |folder| async move {
+        let _etcd = Etcd::start(&folder, PORT, &["--quota-backend-bytes=2000000".to_owned()]);
+        let (writer, idle) = (store(config()), store(config()));
+        up(&writer).await;
+        let mut watch = writer.watch(&["nodes/"]);
+        let mut seen = Consumer::default();
+        seen.until(&mut watch, "the snapshot", |c| c.snapshots == 1).await;
+        writer.put_leased("live/a", b"1", crate::Expect::Absent).await.unwrap();
+        let value = vec![b'x'; 100_000];
+        let full = eventually("the quota is used up", || async { writer.put("nodes/a", &value).await.err() });
+        let full = full.await;
+        assert!(matches!(full, StoreError::Full { .. }), "{full}");
+        let told = |c: &Consumer| c.problems.iter().any(|problem| problem.contains("disarm"));
+        seen.until(&mut watch, "the alarm", told).await;
+        // Who writes nothing is told when its watch begins; reads, watches and deletions go on, the lease too.
+        let (mut quiet, mut watched) = (Consumer::default(), idle.watch(&["nodes/", "live/"]));
+        quiet.until(&mut watched, "the alarm", |c| told(c) && c.snapshots == 1).await;
+        assert!(matches!(writer.put("nodes/b", b"1").await, Err(StoreError::Full { .. })));
+        assert!(writer.delete("nodes/a").await.unwrap());
+        quiet.until(&mut watched, "the deletion", |c| !c.entries.contains_key("nodes/a")).await;
+
+        make_room(&mut client(PORT).await).await;
+        writer.put("nodes/b", b"1").await.unwrap();
+        seen.until(&mut watch, "the end of the alarm", |c| c.problems.is_empty() && c.has("nodes/b", "1"))
+            .await;
+        assert!(quiet.entries.contains_key("live/a"), "the lease was kept alive");
+        assert!(!seen.was_away && !quiet.was_away);
     });
 }
 

@@ -240,6 +240,44 @@ fn a_stranded_block_that_somebody_else_has_stays_stranded() {
 }
 
 #[test]
+fn a_lost_block_is_known_after_a_restart_and_claimed_again_when_it_is_free() {
+    let mut rig = Rig::new().started();
+    let block = rig.block();
+    rig.pods.insert(block, (3, 0));
+    rig.settle();
+    rig.release(1, true);
+    rig.settle();
+    assert!(rig.own().contains(&(block, Stranded)));
+    for _ in 0..2 {
+        rig.restart();
+        rig.start();
+        assert!(rig.own().contains(&(block, Stranded)), "{:?}", rig.own());
+        assert!(rig.has_problem("is lost, and pods live in it"));
+        assert!(!rig.listed().iter().any(|(listed, _)| *listed == block));
+    }
+    rig.pass(seconds(30));
+    assert_eq!(rig.claim(block), None, "it is held back");
+    rig.mem.delete(&Key::Released(block).to_string());
+    rig.settle();
+    rig.pass(seconds(5));
+    assert!(rig.own().contains(&(block, Active)), "{:?}", rig.own());
+    assert!(rig.listed().contains(&(block, BlockState::Active)));
+    assert!(!rig.has_problem("is lost"));
+
+    // Another node took it, and then its pods end: nothing is left of it.
+    rig.release(1, false);
+    rig.put_claim(2, block, true);
+    rig.settle();
+    rig.restart();
+    rig.start();
+    assert!(rig.own().contains(&(block, Stranded)), "{:?}", rig.own());
+    rig.pods.remove(&block);
+    rig.settle();
+    assert!(!rig.own().iter().any(|(own, _)| *own == block), "{:?}", rig.own());
+    assert!(rig.claim(block).is_none());
+}
+
+#[test]
 fn a_pod_that_came_between_the_look_and_the_loss_is_not_forgotten() {
     let mut rig = Rig::new().started();
     let block = rig.block();

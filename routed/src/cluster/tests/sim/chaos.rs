@@ -4,7 +4,7 @@ use podway_model::cluster::{Claim, Released, decode, encode};
 use podway_model::keys::Key;
 
 use super::super::rig::{EPOCH, seconds};
-use super::world::{Happening, NODES, World};
+use super::world::{Happening, World};
 
 impl World {
     /// One thing goes wrong.
@@ -132,7 +132,7 @@ impl World {
                     }
                 }
                 // What a client knows is not this store any more.
-                for node in 0..NODES {
+                for node in 0..self.nodes.len() {
                     self.nodes[node].seen = None;
                     self.nodes[node].lease = None;
                 }
@@ -158,7 +158,7 @@ impl World {
         }
         self.put_pools(false);
         self.mem.put("config", br#"{"schema":1}"#, None).unwrap();
-        for node in 0..NODES {
+        for node in 0..self.nodes.len() {
             self.nodes[node].skew = 0;
             self.at(seconds(1), Happening::Start(node));
             self.at(seconds(1), Happening::Reconnect(node));

@@ -101,6 +101,11 @@ impl Node {
         self.view.own_blocks.iter().any(|own| own.cidr == block && is_held(own.state))
     }
 
+    /// Whether people are told of the block as this node's, lost or not.
+    pub(super) fn shows(&self, block: IpNet) -> bool {
+        self.view.own_blocks.iter().any(|own| own.cidr == block)
+    }
+
     /// Pods come and go towards the load; where they come is what the plugin would do.
     pub(super) fn move_pods(&mut self, step: u64) {
         let total: u64 = self.pods.values().sum();
@@ -129,7 +134,7 @@ impl Node {
     }
 
     /// A look at the leases, under the address lock.
-    pub(super) fn look(&self) -> (BTreeMap<IpNet, Usage>, u64) {
+    pub(super) fn look(&self) -> (BTreeMap<IpNet, Usage>, u64, Vec<IpAddr>) {
         let reserved = self.file().map(|file| file.tunnel_addresses.clone()).unwrap_or_default();
         let usage = |block: IpNet| {
             let leased = self.pods.get(&block).copied().unwrap_or(0);
@@ -137,7 +142,9 @@ impl Node {
             Usage { available, leased, quarantined: 0, first_leased: false }
         };
         let blocks = self.view.own_blocks.iter().map(|own| (own.cidr, usage(own.cidr))).collect();
-        (blocks, self.file().map_or(0, |file| file.generation))
+        let lost = self.pods.keys().filter(|block| !self.shows(**block));
+        let elsewhere = lost.map(IpNet::broadcast).collect();
+        (blocks, self.file().map_or(0, |file| file.generation), elsewhere)
     }
 }
 
