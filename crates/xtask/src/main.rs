@@ -15,9 +15,11 @@
 //! | [`matrix`] | `cargo xtask matrix`: what takes hours, and its table |
 //! | [`vm`], [`cpio`] | the tests on Debian's kernel, under emulation |
 //! | [`watch`] | runs a program with a log and a time limit |
+//! | [`speakers`] | BGP speakers of others |
 //! | [`skips`] | reasons for which a test may be skipped |
 //! | [`tally`] | counts what test runners print |
 
+mod bench;
 mod build;
 mod cpio;
 mod demo;
@@ -26,6 +28,7 @@ mod foreign;
 mod fuzz;
 mod matrix;
 mod skips;
+mod speakers;
 mod tally;
 mod test;
 mod tools;
@@ -49,6 +52,8 @@ Commands:
   test LAYER..     some layers of --full: crates, suites, interop, demos, vm
   matrix [GROUP..] every combination and long runs (demos, suites, seeds): hours; writes
                    tests/matrix/table.md
+  bench bgp        figures beside other implementations, in one run
+                   (`cargo xtask bench bgp --help` lists its options)
   fuzz [TARGET]    run the coverage-guided fuzzer (`cargo xtask fuzz --help` lists its options)
   tools            only the set-up: say what is there and get what is missing
   tools --runtimes the same, and the container runtimes of the layer interop
@@ -64,8 +69,9 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match arguments.first().map(String::as_str) {
         Some("demo") => demo::run(&arguments[1..]),
+        Some("bench") => bench::run(&arguments[1..]),
         Some("fuzz") => fuzz::run(&arguments[1..]),
-        // `demo` and `fuzz` have options, and so a help, of their own.
+        // `demo`, `bench` and `fuzz` have options, and so a help, of their own.
         Some("test" | "matrix" | "tools")
             if arguments[1..].iter().any(|argument| argument == "--help" || argument == "-h") =>
         {
@@ -75,10 +81,12 @@ fn main() -> ExitCode {
         Some("test") => test::run(&arguments[1..]),
         Some("matrix") => matrix::run(&arguments[1..]),
         Some("tools") if arguments.len() == 1 => tools::Tools::prepare(&tools::ALL).map(|tools| {
+            tools.prepare_speakers();
             tools.print_table();
             ExitCode::SUCCESS
         }),
         Some("tools") if arguments[1..] == ["--env"] => tools::Tools::prepare(&tools::ALL).map(|tools| {
+            tools.prepare_speakers();
             tools.print_environment();
             ExitCode::SUCCESS
         }),

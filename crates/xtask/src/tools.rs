@@ -42,7 +42,7 @@ pub(crate) const PROTOC_INCLUDE: Need = need(
 );
 
 /// Everything that build, demo and tests use.
-pub(crate) const ALL: [Need; 10] = [
+pub(crate) const ALL: [Need; 12] = [
     PROTOC,
     PROTOC_INCLUDE,
     need("ip", "iproute2", true, "looking at links and routes from outside our own code"),
@@ -53,6 +53,8 @@ pub(crate) const ALL: [Need; 10] = [
     need("tcpdump", "tcpdump", false, "looking into a lab that was kept"),
     need("bird", "bird2", false, "BGP tests against another implementation"),
     need("birdc", "bird2", false, "BGP tests against another implementation"),
+    need("gobgpd", "gobgpd", false, "BGP tests against another implementation"),
+    need("gobgp", "gobgpd", false, "BGP tests against another implementation"),
 ];
 
 /// The programs that were found, and where.
