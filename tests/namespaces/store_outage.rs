@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
 use podway_model::cluster::Backend;
 use podway_testkit::cluster::{Cluster, PodPlan};
 use podway_testkit::objects;
@@ -53,6 +53,7 @@ fn pods_come_and_go_while_etcd_is_away() {
         let node = cluster.node_at(0)?;
         let pod = podway_testkit::pod::Pod::add(&node.place, &cluster.lab.echo, "demo", "orphan")?;
         pod.check(&node.place)??;
+        node.runtime().status()?.context("STATUS: a node without a store is ready for pods")?;
         pod.delete(&node.place)?;
         cluster.lab.start_etcd()?;
         cluster.add_pods(&[PodPlan {

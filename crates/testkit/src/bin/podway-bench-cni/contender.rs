@@ -108,7 +108,7 @@ pub(crate) fn all(options: &Options, files: &Path) -> Result<Vec<Contender>> {
         });
         all.push(contender(PTP, &others.join("ptp"), json!({"type": "ptp", "ipam": ipam}))?);
         let bridge = json!({
-            "type": "bridge", "bridge": "cni0", "isDefaultGateway": true, "hairpinMode": true, "ipam": ipam
+            "type": "bridge", "bridge": "cni0", "isGateway": true, "hairpinMode": true, "ipam": ipam
         });
         all.push(contender(BRIDGE, &others.join("bridge"), bridge)?);
     }
@@ -187,7 +187,7 @@ impl Contender {
             Kind::Cni { .. } => {
                 let text = text.unwrap_or_default();
                 let line = text.lines().next().unwrap_or_default();
-                line.split(". ").next().unwrap_or(line).to_owned()
+                line.split(". ").next().unwrap_or(line).replace(" version unknown", "")
             }
         }
     }

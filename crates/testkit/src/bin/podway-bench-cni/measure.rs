@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use podway_testkit::lab::find_tool;
 use podway_testkit::place::Place;
+use podway_testkit::wait::wait_until;
 use serde::Serialize;
 
 use crate::contender::{Contender, Node, Pod, Verb, name_of_file};
@@ -47,7 +48,7 @@ pub(crate) struct Level {
     pub(crate) slowest: Vec<f64>,
     /// Pods per second, for each of [`AT_ONCE`].
     pub(crate) adds_per_second: [Vec<f64>; AT_ONCE.len()],
-    /// Likewise of DEL.
+    /// Likewise of DEL, until the last interface is gone from the node.
     pub(crate) dels_per_second: [Vec<f64>; AT_ONCE.len()],
 }
 
@@ -107,12 +108,14 @@ pub(crate) fn round(one: &Contender, node: &Node, plan: &Plan, figures: &mut Fig
     // The first call finds nothing in the machine's caches, and makes what all pods share.
     singly(one, place, Verb::Add, &new[..1])?;
     singly(one, place, Verb::Del, &new[..1])?;
+    let alone = interfaces_without_pods(place)?;
     for (level, wanted) in figures.levels.iter_mut().zip(LEVELS) {
         let more = pods(wanted - existing)?;
         at_once(one, place, Verb::Add, &more, AT_ONCE[0])?;
         existing = wanted;
         let adds = singly(one, place, Verb::Add, &new[..plan.singly])?;
         let dels = singly(one, place, Verb::Del, &new[..plan.singly])?;
+        settle(place, alone + existing)?;
         level.slowest.extend(adds.iter().copied().reduce(f64::max));
         level.add.extend(median(&adds));
         level.del.extend(median(&dels));
@@ -121,12 +124,41 @@ pub(crate) fn round(one: &Contender, node: &Node, plan: &Plan, figures: &mut Fig
             for (verb, figure) in
                 [(Verb::Add, &mut level.adds_per_second[n]), (Verb::Del, &mut level.dels_per_second[n])]
             {
-                let took = at_once(one, place, verb, some, width)?;
+                let began = Instant::now();
+                let mut took = at_once(one, place, verb, some, width)?;
+                if verb == Verb::Del {
+                    settle(place, alone + existing)?;
+                    took = began.elapsed();
+                }
                 figure.push(some.len() as f64 / took.as_secs_f64());
             }
         }
     }
     Ok(())
+}
+
+/// Interfaces of the node.
+fn interfaces(place: &Place) -> Result<usize> {
+    let text = place.enter(|| std::fs::read_to_string("/proc/thread-self/net/dev"))??;
+    Ok(text.lines().filter(|line| line.contains(':')).count())
+}
+
+/// Interfaces of the node once the last pod's is gone.
+fn interfaces_without_pods(place: &Place) -> Result<usize> {
+    let mut last = interfaces(place)?;
+    // Removal may go on behind a DEL's back: the number falls by one or not at all.
+    let deadline = Instant::now() + Duration::from_millis(500);
+    while Instant::now() < deadline {
+        last = last.min(interfaces(place)?);
+    }
+    Ok(last)
+}
+
+/// Waits until no more than so many interfaces are on the node.
+fn settle(place: &Place, most: usize) -> Result<()> {
+    wait_until("the interfaces of deleted pods are gone", PATIENCE, || {
+        Ok((interfaces(place)? <= most).then_some(()))
+    })
 }
 
 /// Calls one after the other; how long each took, in milliseconds.

@@ -8,7 +8,7 @@ use podway_testkit::lab::Programs;
 
 /// Measures CNI plugins side by side: `cargo xtask bench cni` calls it with everything that it needs.
 #[derive(Debug, Parser)]
-#[command(name = "podway-cnibench", max_term_width = 100)]
+#[command(name = "podway-bench-cni", max_term_width = 100)]
 pub(crate) struct Options {
     /// Our plugin, as operators run it
     #[arg(long)]

@@ -70,6 +70,10 @@ impl Report {
             ),
         ];
         all.extend(self.figures.iter().map(|one| format!("{}: {}", one.name, one.costs.says)));
+        all.push(
+            "DEL is timed until its process has ended; DEL to its end until the kernel has removed the interface"
+                .to_owned(),
+        );
         all.extend(self.ceiling.map(|(ms, rate)| {
             format!("the generator's own ceiling, a static program that does nothing: {ms:.2} ms, {rate:.0}/s at {} at once", AT_ONCE[0])
         }));
@@ -98,7 +102,9 @@ impl Report {
             of("DEL, ms", 2, &|level| &level.del);
             for (w, width) in AT_ONCE.into_iter().enumerate() {
                 of(&format!("ADD, pods/s, {width} at once"), 0, &|level| &level.adds_per_second[w]);
-                of(&format!("DEL, pods/s, {width} at once"), 0, &|level| &level.dels_per_second[w]);
+                of(&format!("DEL to its end, pods/s, {width} at once"), 0, &|level| {
+                    &level.dels_per_second[w]
+                });
             }
         }
         row("largest resident set, MiB".to_owned(), &|one| {
