@@ -20,6 +20,7 @@ mod host_ports;
 mod ipam;
 mod node;
 mod settings;
+mod spec;
 mod stale;
 mod storm;
 mod trace;
