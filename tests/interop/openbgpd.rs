@@ -55,7 +55,7 @@ impl Openbgpd {
             };
             let _ = writeln!(
                 text,
-                "neighbor {} {{\nremote-as {}\nlocal-address {v4}\ntcp md5sig password \"{KEY}\"\nannounce IPv4 unicast\n\
+                "neighbor {} {{\nremote-as {}\nlocal-address {v4}\nlocal-address {v6}\ntcp md5sig password \"{KEY}\"\nannounce IPv4 unicast\n\
                  announce IPv6 unicast\nannounce restart yes\nannounce enhanced refresh yes\n{reflects}\n{paths}\n}}",
                 peer.v4, peer.asn
             );
@@ -140,6 +140,10 @@ impl Speaker for Openbgpd {
     fn lacks(&self, what: What) -> Option<&'static str> {
         match what {
             What::Bfd => Some("no BFD (bgpd.conf(5) has no such option)"),
+            What::Refresh => Some("7.7 ignores ROUTE-REFRESH (openbgpd-portable issue 46)"),
+            What::Restart => {
+                Some("restarts without the R and F bits (bgpd.conf(5), announce restart: End-of-RIB only)")
+            }
             _ => None,
         }
     }
