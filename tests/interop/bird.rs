@@ -138,10 +138,8 @@ fn parse_routes(text: &str) -> Vec<Route> {
     let mut prefix = String::new();
     for line in text.lines() {
         let trimmed = line.trim();
-        if line.contains('[') && line.contains(" 20") && line.contains("] ")
-            || line.contains("unicast [")
-            || line.contains("blackhole [")
-        {
+        // What the kernel would do with it; that is all the same here.
+        if ["unicast [", "blackhole [", "unreachable ["].iter().any(|kind| line.contains(kind)) {
             if !line.starts_with(char::is_whitespace) {
                 prefix = line.split_whitespace().next().unwrap_or_default().to_owned();
             }

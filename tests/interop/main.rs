@@ -156,6 +156,10 @@ impl Run {
         !matches!(cell, Cell::Failed(_))
     }
 
+    fn without_v6(&self) -> bool {
+        self.a.lacks(What::V6).or_else(|| self.b.lacks(What::V6)).is_some()
+    }
+
     fn address(&self, number: usize) -> Ipv4Addr {
         self.sides[number - 1].v4
     }
@@ -172,7 +176,9 @@ impl Run {
             return Ok(());
         }
         self.ask(What::V4, None, |run| run.exchange(|side| (side.prefix4(), side.v4.to_string())));
-        self.ask(What::V6, None, |run| run.exchange(|side| (side.prefix6(), side.v6.to_string())));
+        self.ask(What::V6, lack(self, What::V6), |run| {
+            run.exchange(|side| (side.prefix6(), side.v6.to_string()))
+        });
         if self.role == Role::External {
             self.ask(What::As4, None, Self::paths_have_four_octets);
         }
@@ -229,8 +235,10 @@ impl Run {
     }
 
     fn marks_arrive(&mut self) -> Result<()> {
+        let without_v6 = self.without_v6();
         for (speaker, other) in [(&mut self.a, &self.sides[1]), (&mut self.b, &self.sides[0])] {
-            for prefix in [other.prefix4(), other.prefix6()] {
+            let v6 = (!without_v6).then(|| other.prefix6());
+            for prefix in std::iter::once(other.prefix4()).chain(v6) {
                 let route = Self::route(speaker.as_mut(), &prefix)?;
                 for mark in [format!("{MARK}:{}", other.number), format!("{MARK}:0:{}", other.number)] {
                     ensure!(
@@ -320,6 +328,9 @@ impl Run {
         })?;
         lost.map_or(Ok(()), Err)?;
         self.exchange(|side| (side.prefix4(), side.v4.to_string()))?;
+        if self.without_v6() {
+            return Ok(());
+        }
         self.exchange(|side| (side.prefix6(), side.v6.to_string()))
     }
 

@@ -55,7 +55,7 @@ impl Openbgpd {
             };
             let _ = writeln!(
                 text,
-                "neighbor {} {{\nremote-as {}\nlocal-address {v4}\nlocal-address {v6}\ntcp md5sig password \"{KEY}\"\nannounce IPv4 unicast\n\
+                "neighbor {} {{\nremote-as {}\nlocal-address {v4}\ntcp md5sig password \"{KEY}\"\nannounce IPv4 unicast\n\
                  announce IPv6 unicast\nannounce restart yes\nannounce enhanced refresh yes\n{reflects}\n{paths}\n}}",
                 peer.v4, peer.asn
             );
@@ -144,6 +144,9 @@ impl Speaker for Openbgpd {
             What::Restart => {
                 Some("restarts without the R and F bits (bgpd.conf(5), announce restart: End-of-RIB only)")
             }
+            What::V6 if self.side.peers[0].role == Role::External => Some(
+                "7.7 tells ::1 as IPv6 next hop over an IPv4 session with another AS (bird_and_openbgpd::external: to BIRD too)",
+            ),
             _ => None,
         }
     }
