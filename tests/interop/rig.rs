@@ -237,7 +237,7 @@ pub(crate) fn until(what: &str, mut look: impl FnMut() -> Result<bool>) -> Resul
 
 /// A program of somebody else's: on `PATH`, or in the folder of packages that stand apart.
 pub(crate) fn program(package: &str, path: &str) -> Option<PathBuf> {
-    let apart = std::env::var_os("PODWAY_BGP_SPEAKERS").map(PathBuf::from)?;
+    let apart = std::env::var_os("PODWAY_PACKAGES").map(PathBuf::from)?;
     let found = apart.join(package).join(path);
     found.exists().then_some(found)
 }

@@ -7,6 +7,7 @@ mod bad_input;
 mod connectivity;
 mod enforcement;
 mod host_ports;
+mod pmtu;
 mod restarts;
 mod store_outage;
 

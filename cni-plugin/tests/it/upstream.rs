@@ -15,14 +15,14 @@ const VERSION: &str = "1.9.1";
 const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
 /// Where set-up has put the real plugins.
-fn real_plugins() -> Option<PathBuf> {
+pub(crate) fn real_plugins() -> Option<PathBuf> {
     let given = std::env::var_os("PODWAY_CNI_PLUGINS").map(PathBuf::from);
     let cache = || {
         let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
         let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))?;
         Some(cache.join("podway").join(format!("cni-plugins-{VERSION}")))
     };
-    given.or_else(cache).filter(|folder| folder.join("host-local").is_file())
+    given.or_else(cache).filter(|folder| folder.join("bridge").is_file())
 }
 
 /// Runs a test on a node that has ours under each name, and the real ones as `real-<name>`; or says why not.

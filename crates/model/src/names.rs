@@ -10,6 +10,8 @@ use crate::ids::MacAddr;
 pub const PLUGIN: &str = "podway";
 /// Names of other plugins, by which the CNI plugin does their jobs: links to it, where no file of that name stands.
 pub const OTHER_PLUGINS: [&str; 4] = ["bandwidth", "host-local", "loopback", "portmap"];
+/// CNI plugin type by which other plugins get addresses of ours.
+pub const IPAM_PLUGIN: &str = "podway-ipam";
 /// Default prefix of every key in etcd.
 pub const ETCD_PREFIX: &str = "/podway/v1/";
 
@@ -19,6 +21,8 @@ pub const RUN_DIR: &str = "/run/podway";
 pub const IPAM_DIR: &str = "/run/podway/ipam";
 /// Endpoint records, below [`RUN_DIR`].
 pub const ENDPOINTS_DIR: &str = "/run/podway/endpoints";
+/// Attachments whose addresses another plugin gives, below [`RUN_DIR`].
+pub const DELEGATED_DIR: &str = "/run/podway/delegated";
 /// Admin socket of `routed`.
 pub const ROUTED_SOCKET: &str = "/run/podway/routed.sock";
 /// Socket of `policy-agent`: endpoint announcements from the CNI plugin, questions from `podwayctl`.

@@ -150,6 +150,7 @@ fn strings(value: &Value, key: &str) -> Vec<String> {
 /// The suites of the gate, again and again.
 fn suites(tools: &Tools, programs: &[TestProgram], rows: &mut Vec<Row>) -> Result<()> {
     say("==> suites\n");
+    tools.prepare_runtimes();
     for program in programs.iter().filter(|program| program.package == test::SUITES_PACKAGE) {
         let began = Instant::now();
         let mut tally = Tally::default();

@@ -18,11 +18,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use crate::conf::{self, Network};
-use crate::env::{self, Call, Target};
+use crate::Answer;
+use crate::conf::Network;
+use crate::env::{Call, Target};
 use crate::error::CniError;
-use crate::version::SpecVersion;
-use crate::{Answer, read_input, versions};
 
 /// A plugin whose job this program does when it is called by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,23 +54,8 @@ impl Plugin {
 
 /// Serves one call as that plugin.
 pub fn run(plugin: Plugin, lookup: impl Fn(&str) -> Option<OsString>, input: impl Read) -> Answer {
-    let call = env::parse(&lookup);
-    if call == Ok(None) {
-        return Answer::About;
-    }
     let netns = lookup("CNI_NETNS").filter(|path| !path.is_empty()).map(PathBuf::from);
-    let mut text = Vec::new();
-    let read = read_input(input, &mut text);
-    let version = conf::peek_version(&text).unwrap_or(SpecVersion::NEWEST);
-    let answer = call.and_then(|call| read.map(|()| call)).and_then(|call| match call {
-        None => Ok(None),
-        Some(Call::Version) => Ok(Some(versions(version))),
-        Some(call) => serve(plugin, &call, &Network::parse(&text)?, netns.as_deref()),
-    });
-    match answer {
-        Ok(result) => Answer::Done(result),
-        Err(error) => Answer::Failed(error.to_json(version.as_str())),
-    }
+    crate::answer(lookup, input, |call, network| serve(plugin, call, network, netns.as_deref()))
 }
 
 fn serve(
@@ -80,13 +64,6 @@ fn serve(
     network: &Network,
     netns: Option<&Path>,
 ) -> Result<Option<Value>, CniError> {
-    let since = match call {
-        Call::Check(_) => SpecVersion::V040,
-        Call::Gc | Call::Status => SpecVersion::V110,
-        _ => SpecVersion::V030,
-    };
-    let verb = if matches!(call, Call::Check(_)) { "CHECK" } else { "GC and STATUS" };
-    network.require(verb, since)?;
     let nothing = |()| None;
     match (plugin, call) {
         (Plugin::Loopback, Call::Add(target)) => loopback::add(network, target).map(Some),
@@ -107,7 +84,7 @@ fn serve(
         (Plugin::Portmap, Call::Gc) => portmap::gc(network).map(nothing),
         (Plugin::Loopback, Call::Gc)
         | (Plugin::Loopback | Plugin::Bandwidth | Plugin::Portmap, Call::Status) => Ok(None),
-        // `run` answers it.
+        // `answer` of the library answers it.
         (_, Call::Version) => Ok(None),
     }
 }
