@@ -212,6 +212,8 @@ impl Network {
         let mut mistakes = Mistakes::default();
         let list = match self.object.get(VALID_ATTACHMENTS) {
             Some(Value::Array(list)) => list.as_slice(),
+            // What the reference library writes for a list of no attachments that was never filled.
+            Some(Value::Null) => &[],
             Some(other) => {
                 mistakes.add(SOURCE, VALID_ATTACHMENTS, kind(other), "a list");
                 &[]
@@ -443,6 +445,7 @@ mod tests {
     fn a_malformed_list_of_valid_attachments_frees_nothing() {
         let parse = |list: Value| network(json!({ "cni.dev/valid-attachments": list })).valid_attachments();
         assert_eq!(parse(json!([])).unwrap(), []);
+        assert_eq!(parse(Value::Null).unwrap(), []);
         assert_eq!(
             parse(json!([{"containerID": "c1", "ifname": "eth0"}])).unwrap()[0].to_string(),
             "c1/eth0"

@@ -207,6 +207,13 @@ async fn answer(question: RoutedRequest, summary: Summary, queries: mpsc::Sender
             Some(routes) => RoutedReply::BgpRoutes { routes },
             None => RoutedReply::Failed { reason: "the BGP task is ending".to_owned() },
         },
+        RoutedRequest::BgpRefresh { peer } => {
+            match ask(&queries, |asker| Query::Refresh(peer, asker)).await {
+                Some(true) => RoutedReply::Done,
+                Some(false) => RoutedReply::Failed { reason: crate::bgp::no_session(peer) },
+                None => RoutedReply::Failed { reason: "the BGP task is ending".to_owned() },
+            }
+        }
     }
 }
 
@@ -215,7 +222,7 @@ fn answered(done: Result<Result<RoutedReply, String>, tokio::task::JoinError>) -
     reply.unwrap_or_else(|reason| RoutedReply::Failed { reason })
 }
 
-async fn ask<T>(queries: &mpsc::Sender<Query>, query: fn(oneshot::Sender<T>) -> Query) -> Option<T> {
+async fn ask<T>(queries: &mpsc::Sender<Query>, query: impl FnOnce(oneshot::Sender<T>) -> Query) -> Option<T> {
     let (send, receive) = oneshot::channel();
     queries.send(query(send)).await.ok()?;
     receive.await.ok()

@@ -22,6 +22,7 @@ mod node;
 mod ptp;
 mod settings;
 mod shipped;
+mod spec;
 mod stale;
 mod storm;
 mod trace;

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -158,7 +159,7 @@ fn open_socket(to: IpAddr, kind: Kind) -> io::Result<Opened> {
         Kind::Udp(_) => {
             let any: IpAddr =
                 if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-            let socket = std::net::UdpSocket::bind((any, 0))?;
+            let socket = bind_fresh(any)?;
             socket.set_nonblocking(true)?;
             Opened::Datagram(socket)
         }
@@ -172,6 +173,25 @@ fn open_socket(to: IpAddr, kind: Kind) -> io::Result<Opened> {
             Opened::Datagram(socket(family, SockType::Raw, flags, protocol)?.into())
         }
     })
+}
+
+/// A UDP socket on a port from which this program did not probe for thousands of probes. A port that the kernel chose
+/// may be the one of an earlier probe of the same pair, and a flow that connection tracking knows as established
+/// outlives a policy that would not let it begin: the probe would find open what is closed.
+fn bind_fresh(any: IpAddr) -> io::Result<std::net::UdpSocket> {
+    /// Below the kernel's own choices, and above what servers listen on in a node.
+    const PORTS: std::ops::Range<u16> = 10_000..32_768;
+    static NEXT: AtomicU16 = AtomicU16::new(PORTS.start);
+    let next = |port: u16| Some(if port + 1 < PORTS.end { port + 1 } else { PORTS.start });
+    let mut taken = io::Error::from(io::ErrorKind::AddrInUse);
+    for _ in PORTS {
+        let (Ok(port) | Err(port)) = NEXT.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+        match std::net::UdpSocket::bind((any, port)) {
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse => taken = e,
+            bound => return bound,
+        }
+    }
+    Err(taken)
 }
 
 async fn attempt_one(opened: io::Result<Opened>, to: IpAddr, kind: Kind, patience: Duration) -> Outcome {
@@ -249,7 +269,6 @@ async fn icmp(socket: std::net::UdpSocket, to: IpAddr) -> Answer {
 }
 
 fn next_identifier() -> u16 {
-    use std::sync::atomic::{AtomicU16, Ordering};
     static NEXT: AtomicU16 = AtomicU16::new(1);
     NEXT.fetch_add(1, Ordering::Relaxed)
 }

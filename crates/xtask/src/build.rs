@@ -14,9 +14,13 @@ use crate::tools::Tools;
 /// Profile of everything that is built here.
 pub(crate) const PROFILE: &str = "ci";
 
-/// Root of the workspace.
+/// Root of the workspace: of the one in which `cargo xtask` was typed. Checkouts that share a target folder may share
+/// this program as well.
 pub(crate) fn workspace() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+    let own =
+        std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from).filter(|dir| dir.ends_with("crates/xtask"));
+    own.as_deref()
+        .unwrap_or(Path::new(env!("CARGO_MANIFEST_DIR")))
         .ancestors()
         .nth(2)
         .map_or_else(|| PathBuf::from("."), Path::to_path_buf)
@@ -53,6 +57,22 @@ pub(crate) fn programs(tools: &Tools) -> Result<()> {
         bail!("cargo build ended with {status}");
     }
     Ok(())
+}
+
+/// Builds every program of the workspace as it is shipped, without the checks of [`PROFILE`], and says where they
+/// stand. Only what is measured is built twice.
+pub(crate) fn released(tools: &Tools) -> Result<PathBuf> {
+    say("==> building as shipped (minutes the first time)\n");
+    let status = cargo(tools)
+        .args(["build", "--locked", "--release", "--workspace", "--bins"])
+        .status()
+        .context("run cargo build")?;
+    if !status.success() {
+        bail!("cargo build ended with {status}");
+    }
+    // <target>/<triple>/<profile>
+    let own = bin_dir()?;
+    Ok(own.parent().context("programs stand below a triple")?.join("release"))
 }
 
 /// A test program that was built.

@@ -51,6 +51,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
     }
     let wanted = |group: &str| arguments.is_empty() || arguments.iter().any(|name| name == group);
     let tools = Tools::prepare(&tools::ALL)?;
+    tools.prepare_speakers();
     build::programs(&tools)?;
     let programs = build::tests(&tools, &["--workspace"])?;
     let head = head()?;
@@ -149,6 +150,7 @@ fn strings(value: &Value, key: &str) -> Vec<String> {
 /// The suites of the gate, again and again.
 fn suites(tools: &Tools, programs: &[TestProgram], rows: &mut Vec<Row>) -> Result<()> {
     say("==> suites\n");
+    tools.prepare_runtimes();
     for program in programs.iter().filter(|program| program.package == test::SUITES_PACKAGE) {
         let began = Instant::now();
         let mut tally = Tally::default();

@@ -1,31 +1,36 @@
 //! TCP: listeners, and one task per connection that moves bytes and nothing else.
 //!
 //! Bounds: what a task has read and the speaker has not taken waits in the shared event queue, which makes the task,
-//! and so the peer, wait. What the speaker sends is bounded by the speaker's own window per peer; [`QUEUE`] is far above
-//! it, and a connection that fills it is closed.
+//! and so the peer, wait. What the speaker sends is bounded by the speaker's own window per peer; the queue of [`super::writer`]
+//! is far above it, and a connection that fills it is closed.
 //!
 //! Close: the queue is written out, the write side shut down, and what the peer still sends is read and dropped, so that
 //! its kernel does not answer with a reset that would take our NOTIFICATION with it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use podway_bgp::{ConnId, Event};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::tcp::OwnedReadHalf;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
-/// Messages that may wait for one connection's write side.
-pub(super) const QUEUE: usize = 16 << 10;
+use super::transport::{self, Carriage, Keys};
+use super::writer::Rest;
+
 /// Octets read at once.
 const READ: usize = 16 << 10;
 /// Connections that the kernel may hold for us (a whole cluster comes at once).
 const BACKLOG: u32 = 4096;
-/// How long a connection attempt may take.
-const CONNECT: Duration = Duration::from_secs(5);
+/// How long a connection attempt may take: less than the speaker waits before it begins the next, so that the reason
+/// is known.
+const CONNECT: Duration = Duration::from_millis(3500);
 /// How long a closed connection may take to end.
 const LINGER: Duration = Duration::from_secs(3);
 
@@ -33,6 +38,7 @@ const LINGER: Duration = Duration::from_secs(3);
 pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = socket_for(address.ip())?;
     socket.set_reuseaddr(true)?;
+    transport::listening(&socket, address.ip())?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }
@@ -42,7 +48,7 @@ fn socket_for(address: IpAddr) -> io::Result<TcpSocket> {
 }
 
 /// Hands accepted connections on, for ever. A failing accept (out of file descriptors) is tried again in a while.
-pub(super) async fn accept(listener: TcpListener, accepted: mpsc::Sender<(TcpStream, IpAddr)>) {
+pub(super) async fn accept(listener: Arc<TcpListener>, accepted: mpsc::Sender<(TcpStream, IpAddr)>) {
     loop {
         match listener.accept().await {
             Ok((stream, remote)) => {
@@ -63,26 +69,30 @@ pub(super) async fn outgoing(
     conn: ConnId,
     remote: SocketAddr,
     local: Option<IpAddr>,
-    mut queue: mpsc::Receiver<Bytes>,
+    carriage: Result<Carriage, String>,
+    mut rest: Rest,
     events: mpsc::Sender<Event>,
 ) {
     let attempt = async {
         let socket = socket_for(remote.ip())?;
+        carriage.map_err(io::Error::other)?.before_connect(&socket, remote.ip())?;
         if let Some(local) = local {
             socket.set_reuseaddr(true)?;
             socket.bind(SocketAddr::new(local, 0))?;
         }
-        tokio::time::timeout(CONNECT, socket.connect(remote)).await?
+        let silence = |_| io::Error::new(io::ErrorKind::TimedOut, "no answer");
+        tokio::time::timeout(CONNECT, socket.connect(remote)).await.map_err(silence)?
     };
     // Nothing is sent before the connection stands, so anything from the queue is its end.
     let stream = tokio::select! {
         stream = attempt => stream,
-        _ = queue.recv() => return,
+        () = rest.ended() => return,
     };
     match stream {
         Ok(stream) => {
+            let read = begin(stream, &rest);
             if events.send(Event::Connected { conn }).await.is_ok() {
-                run(conn, stream, queue, events).await;
+                run(conn, read, rest, events).await;
             }
         }
         Err(error) => {
@@ -93,59 +103,62 @@ pub(super) async fn outgoing(
     }
 }
 
-/// Runs a connection to its end.
-pub(super) async fn run(
-    conn: ConnId,
-    stream: TcpStream,
-    mut queue: mpsc::Receiver<Bytes>,
-    events: mpsc::Sender<Event>,
-) {
+/// A connection that stands: its write side goes to those who write.
+pub(super) fn begin(stream: TcpStream, rest: &Rest) -> OwnedReadHalf {
     // Small messages must not wait for an acknowledgement. A socket that refuses this is as good as any.
     let _ = stream.set_nodelay(true);
-    let (mut read, mut write) = stream.into_split();
-    let reading = async {
-        let mut buffer = BytesMut::new();
-        loop {
-            buffer.reserve(READ);
-            match read.read_buf(&mut buffer).await {
-                Ok(0) => return "connection closed by the peer".to_owned(),
-                Ok(_) => {
-                    let bytes = buffer.split().freeze();
-                    if events.send(Event::Received { conn, bytes }).await.is_err() {
-                        return "the speaker is gone".to_owned();
-                    }
-                }
-                Err(error) => return format!("connection lost: {error}"),
-            }
-        }
-    };
-    let writing = async {
-        let mut waiting = Vec::new();
-        while queue.recv_many(&mut waiting, 64).await > 0 {
-            let mut sent = 0;
-            for bytes in waiting.drain(..) {
-                write.write_all(&bytes).await?;
-                sent += bytes.len();
-            }
-            // Nobody to tell: the end is near anyway.
-            let _ = events.send(Event::Sent { conn, bytes: sent }).await;
-        }
-        write.shutdown().await
-    };
+    let (read, write) = stream.into_split();
+    rest.connected(write);
+    read
+}
+
+/// Runs a connection to its end.
+pub(super) async fn run(conn: ConnId, mut read: OwnedReadHalf, mut rest: Rest, events: mpsc::Sender<Event>) {
     // Both are dropped together when one ends; a half-written message does not matter on a connection that ends.
     let end = tokio::select! {
-        reason = reading => Some(reason),
-        result = writing => result.err().map(|error| format!("connection lost: {error}")),
+        reason = receive(conn, &read, &events) => Some(reason),
+        result = rest.run(conn, &events) => result.err().map(|error| format!("connection lost: {error}")),
     };
     match end {
         Some(reason) => {
             let _ = events.send(Event::Closed { conn, reason }).await;
         }
-        None => drop(tokio::time::timeout(LINGER, drain(&mut read)).await),
+        None => {
+            // The shell has let go as well: this shuts the write side down.
+            drop(rest);
+            drop(tokio::time::timeout(LINGER, drain(&mut read)).await);
+        }
     }
 }
 
-async fn drain(read: &mut tokio::net::tcp::OwnedReadHalf) {
+/// Hands on what comes in; returns why nothing comes any more. A connection that is silent holds no buffer.
+async fn receive(conn: ConnId, read: &OwnedReadHalf, events: &mpsc::Sender<Event>) -> String {
+    loop {
+        let received = match read.readable().await {
+            Ok(()) => read_now(read),
+            Err(error) => Err(error),
+        };
+        match received {
+            Ok(bytes) if bytes.is_empty() => return "connection closed by the peer".to_owned(),
+            Ok(bytes) => {
+                if events.send(Event::Received { conn, bytes }).await.is_err() {
+                    return "the speaker is gone".to_owned();
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return format!("connection lost: {error}"),
+        }
+    }
+}
+
+/// What is there now, in as much memory as it needs.
+fn read_now(read: &OwnedReadHalf) -> io::Result<Bytes> {
+    let mut buffer = [0; READ];
+    let count = read.try_read(&mut buffer)?;
+    Ok(Bytes::copy_from_slice(&buffer[..count]))
+}
+
+async fn drain(read: &mut OwnedReadHalf) {
     let mut scrap = [0; 4096];
     while matches!(read.read(&mut scrap).await, Ok(n) if n > 0) {}
 }
@@ -153,38 +166,47 @@ async fn drain(read: &mut tokio::net::tcp::OwnedReadHalf) {
 /// Listeners by address; dropping them ends their tasks.
 #[derive(Default)]
 pub(super) struct Listeners {
-    open: std::collections::BTreeMap<SocketAddr, tokio::task::AbortHandle>,
+    open: BTreeMap<SocketAddr, Listening>,
     tasks: JoinSet<()>,
-    failed: std::collections::BTreeMap<SocketAddr, String>,
+    failed: BTreeMap<SocketAddr, String>,
+}
+
+struct Listening {
+    listener: Arc<TcpListener>,
+    task: AbortHandle,
+    /// The keys that it holds.
+    keys: Keys,
 }
 
 impl Listeners {
-    /// Opens and closes so that exactly `wanted` are open. False: some could not be opened.
+    /// Opens and closes so that exactly `wanted` are open, each with these keys. False: some could not be opened, or not
+    /// be given their keys; those are closed.
     pub(super) fn set(
         &mut self,
-        wanted: &std::collections::BTreeSet<SocketAddr>,
+        wanted: &BTreeSet<SocketAddr>,
+        keys: &Keys,
         accepted: &mpsc::Sender<(TcpStream, IpAddr)>,
     ) -> bool {
-        self.open.retain(|address, task| {
+        self.open.retain(|address, listening| {
             let keep = wanted.contains(address);
             if !keep {
-                task.abort();
+                listening.task.abort();
             }
             keep
         });
         self.failed.retain(|address, _| wanted.contains(address));
         for address in wanted {
-            if self.open.contains_key(address) {
-                continue;
-            }
-            match listen(*address) {
-                Ok(listener) => {
-                    tracing::info!(%address, "listening for BGP");
-                    let task = self.tasks.spawn(accept(listener, accepted.clone()));
-                    self.open.insert(*address, task);
-                    self.failed.remove(address);
-                }
+            let done = match self.open.get_mut(address) {
+                Some(listening) => listening.follow(address.ip(), keys),
+                None => self.begin(*address, keys, accepted),
+            };
+            match done {
+                Ok(()) => drop(self.failed.remove(address)),
                 Err(error) => {
+                    // Without its keys it would take whoever comes.
+                    if let Some(listening) = self.open.remove(address) {
+                        listening.task.abort();
+                    }
                     // Said once per reason: it is tried again and again.
                     let error = error.to_string();
                     if self.failed.insert(*address, error.clone()) != Some(error.clone()) {
@@ -194,5 +216,29 @@ impl Listeners {
             }
         }
         self.failed.is_empty()
+    }
+
+    fn begin(
+        &mut self,
+        address: SocketAddr,
+        keys: &Keys,
+        accepted: &mpsc::Sender<(TcpStream, IpAddr)>,
+    ) -> io::Result<()> {
+        let listener = Arc::new(listen(address)?);
+        keys.follow(&*listener, address.ip(), &Keys::default())?;
+        tracing::info!(%address, "listening for BGP");
+        let task = self.tasks.spawn(accept(Arc::clone(&listener), accepted.clone()));
+        self.open.insert(address, Listening { listener, task, keys: keys.clone() });
+        Ok(())
+    }
+}
+
+impl Listening {
+    fn follow(&mut self, own: IpAddr, keys: &Keys) -> io::Result<()> {
+        if self.keys != *keys {
+            keys.follow(&*self.listener, own, &self.keys)?;
+            self.keys = keys.clone();
+        }
+        Ok(())
     }
 }

@@ -5,7 +5,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use podway_bgp::config::{Neighbour, Restarted};
 use podway_bgp::{Action, AfterStop, ConnId, Event, Speaker};
 use tokio::net::TcpStream;
@@ -14,9 +13,11 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::bfd::{Change, Watch, Watched};
-use super::connection::{self, Listeners, QUEUE};
+use super::connection::{self, Listeners};
 use super::desired::Desired;
 use super::peers_file::PeersFile;
+use super::transport::{Carriage, Keys};
+use super::writer::{self, Writer};
 use crate::view::BgpRoutes;
 
 /// Events from all connections that may wait: enough to keep the speaker busy, little enough to bound memory at
@@ -28,8 +29,10 @@ const ACCEPTED: usize = 64;
 const TURN: usize = 256;
 /// How long connections may take to end when the daemon ends.
 const FAREWELL: Duration = Duration::from_secs(1);
-/// When a listener that could not be opened is tried again.
+/// When a listener that could not be opened, or a key that could not be read, is tried again.
 const LISTEN_RETRY: Duration = Duration::from_secs(2);
+/// When files of keys are read again.
+const KEYS_AGAIN: Duration = Duration::from_secs(10);
 
 /// What woke the shell.
 pub(super) enum Wake {
@@ -39,10 +42,12 @@ pub(super) enum Wake {
     Accepted(TcpStream, IpAddr),
     /// The speaker's deadline.
     Deadline,
-    /// Time to try listening again.
+    /// Time to look at listeners and keys again.
     Listen,
     /// BFD has something to say.
     Bfd(Change),
+    /// The speaker is to be told what was written at once: it may give more.
+    Written,
 }
 
 /// A connection that a listener took, and who is at its other end.
@@ -54,14 +59,20 @@ pub(super) struct Shell {
     began: Instant,
     desired: Desired,
     /// Write sides; dropping one closes its connection.
-    queues: BTreeMap<ConnId, mpsc::Sender<Bytes>>,
+    writers: BTreeMap<ConnId, Writer>,
+    /// Octets that were written at once, of which the speaker is not told yet.
+    written: Vec<(ConnId, usize)>,
     next_incoming: u64,
     tasks: JoinSet<()>,
     events: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
     accepted: (mpsc::Sender<Accepted>, mpsc::Receiver<Accepted>),
     listeners: Listeners,
+    /// TCP MD5 keys as their files say.
+    keys: Keys,
     /// None: nobody is to be watched.
     watch: Option<Watch>,
+    /// What BFD has last said of whom it watches.
+    bfd: BTreeMap<IpAddr, String>,
     listen_at: Option<Instant>,
     /// When a flush began whose cost is not known yet: the connections' tasks have not run.
     flushing: Option<Instant>,
@@ -79,19 +90,23 @@ impl Shell {
         let mut shell = Self {
             speaker,
             began: Instant::now(),
-            queues: BTreeMap::new(),
+            writers: BTreeMap::new(),
+            written: vec![],
             next_incoming: 1,
             tasks: JoinSet::new(),
             events: mpsc::channel(EVENTS),
             accepted: mpsc::channel(ACCEPTED),
             listeners: Listeners::default(),
+            keys: Keys::read(&desired.config),
             watch: None,
+            bfd: BTreeMap::new(),
             listen_at: None,
             flushing: None,
             peers_file,
             routes: Arc::default(),
             desired,
         };
+        shell.say_keys(&Keys::default());
         let claims = Arc::new(shell.desired.claims.clone());
         shell.perform(actions);
         shell.step(Event::Claimed(claims));
@@ -120,6 +135,7 @@ impl Shell {
             }
         };
         tokio::select! {
+            () = std::future::ready(()), if !self.written.is_empty() => Wake::Written,
             Some(event) = self.events.1.recv() => Wake::Event(event),
             Some((stream, remote)) = self.accepted.1.recv() => Wake::Accepted(stream, remote),
             Some(change) = next_change(self.watch.as_mut()) => Wake::Bfd(change),
@@ -141,9 +157,17 @@ impl Shell {
             }
             Wake::Accepted(stream, remote) => self.on_accepted(stream, remote),
             Wake::Deadline => self.step(Event::Timer),
+            Wake::Written => {
+                for (conn, bytes) in std::mem::take(&mut self.written) {
+                    self.step(Event::Sent { conn, bytes });
+                }
+            }
             Wake::Listen => self.listen(),
             Wake::Bfd(Change { peer, lost, what }) => {
                 tracing::info!(%peer, "{what}");
+                if let Some(said) = self.bfd.get_mut(&peer) {
+                    *said = what.trim_start_matches("BFD: ").to_owned();
+                }
                 if lost {
                     // Whether the node is dead or its daemon restarts is not known: graceful restart holds.
                     self.step(Event::Lost { peer, purge: false, reason: what });
@@ -156,15 +180,16 @@ impl Shell {
     /// Follows the cluster.
     pub(super) fn follow(&mut self, desired: Desired) {
         let before = std::mem::replace(&mut self.desired, desired);
+        // Keys before all: a neighbour that is new may sign.
+        if before.config != self.desired.config || before.listen != self.desired.listen {
+            self.listen();
+        }
         // Claims first: a node that is new comes with the right to its routes.
         if before.claims != self.desired.claims {
             self.step(Event::Claimed(Arc::new(self.desired.claims.clone())));
         }
         if before.config != self.desired.config {
             self.step(Event::Configured(Arc::new(self.desired.config.clone())));
-        }
-        if before.listen != self.desired.listen {
-            self.listen();
         }
         self.follow_bfd();
     }
@@ -179,6 +204,10 @@ impl Shell {
         let wanted: Watched = neighbours
             .filter_map(|(peer, neighbour)| Some((*peer, (own(neighbour, peer)?, neighbour.options.bfd?))))
             .collect();
+        self.bfd.retain(|peer, _| wanted.contains_key(peer));
+        for peer in wanted.keys() {
+            self.bfd.entry(*peer).or_insert_with(|| "not up yet".to_owned());
+        }
         if wanted.is_empty() {
             self.watch = None;
             return;
@@ -197,11 +226,28 @@ impl Shell {
     /// Ends all sessions and waits until what must be said is said.
     pub(super) async fn stop(mut self, routes: AfterStop) {
         self.step(Event::Stopped { routes });
-        self.queues.clear();
+        self.writers.clear();
         self.events.1.close();
         let all = async { while self.tasks.join_next().await.is_some() {} };
         // Peers that do not close in time are left to the kernel.
         let _ = tokio::time::timeout(FAREWELL, all).await;
+    }
+
+    /// Asks a neighbour for its table again; false: there is no session.
+    pub(super) fn refresh(&mut self, peer: IpAddr) -> bool {
+        let up = |status: &podway_bgp::event::PeerStatus| {
+            status.address == peer && status.state == podway_bgp::session::State::Established
+        };
+        let found = self.speaker.peers().iter().any(up);
+        if found {
+            self.step(Event::Refresh { peer });
+        }
+        found
+    }
+
+    /// What BFD says of neighbours.
+    pub(super) fn bfd(&self) -> &BTreeMap<IpAddr, String> {
+        &self.bfd
     }
 
     pub(super) fn speaker(&self) -> &Speaker {
@@ -214,16 +260,47 @@ impl Shell {
     }
 
     fn listen(&mut self) {
-        let complete = self.listeners.set(&self.desired.listen, &self.accepted.0);
-        self.listen_at = (!complete).then(|| Instant::now() + LISTEN_RETRY);
+        let before = std::mem::replace(&mut self.keys, Keys::read(&self.desired.config));
+        self.say_keys(&before);
+        let open = self.listeners.set(&self.desired.listen, &self.keys, &self.accepted.0);
+        let complete = open && self.keys.problems().next().is_none();
+        let again = match (complete, self.keys.is_empty()) {
+            (false, _) => Some(LISTEN_RETRY),
+            (true, false) => Some(KEYS_AGAIN),
+            (true, true) => None,
+        };
+        self.listen_at = again.map(|again| Instant::now() + again);
+    }
+
+    /// Says once what is wrong with keys.
+    fn say_keys(&self, before: &Keys) {
+        let known: Vec<&str> = before.problems().collect();
+        for problem in self.keys.problems().filter(|problem| !known.contains(problem)) {
+            tracing::error!("TCP MD5 key {problem}: neighbours with it get no connection");
+        }
+    }
+
+    /// How connections with an address are carried.
+    fn carriage(&self, remote: IpAddr) -> Result<Carriage, String> {
+        let neighbour = self.desired.config.neighbour_at(remote);
+        let transport = neighbour.map(|neighbour| neighbour.options.transport.clone());
+        self.keys.carriage(&transport.unwrap_or_default())
     }
 
     fn on_accepted(&mut self, stream: TcpStream, remote: IpAddr) {
+        let carried = self.carriage(remote).and_then(|carriage| {
+            carriage.accepted(&stream, remote.is_ipv4()).map_err(|error| error.to_string())
+        });
+        if let Err(error) = carried {
+            tracing::warn!(peer = %remote, "a BGP connection is refused: {error}");
+            return;
+        }
         let conn = ConnId::Incoming(self.next_incoming);
         self.next_incoming += 1;
-        let (queue, receiver) = mpsc::channel(QUEUE);
-        self.queues.insert(conn, queue);
-        self.tasks.spawn(connection::run(conn, stream, receiver, self.events.0.clone()));
+        let (writer, rest) = writer::pair();
+        let read = connection::begin(stream, &rest);
+        self.writers.insert(conn, writer);
+        self.tasks.spawn(connection::run(conn, read, rest, self.events.0.clone()));
         self.step(Event::Accepted { conn, remote });
     }
 
@@ -231,7 +308,7 @@ impl Shell {
         let mut actions = vec![];
         let begin = Instant::now();
         if let Event::Closed { conn, .. } = &event {
-            self.queues.remove(conn);
+            self.writers.remove(conn);
         }
         self.speaker.step(self.now(), event, &mut actions);
         let sends = actions.iter().filter(|action| matches!(action, Action::Send { .. })).count();
@@ -243,23 +320,31 @@ impl Shell {
 
     fn perform(&mut self, actions: Vec<Action>) {
         let mut overflown = vec![];
-        for action in actions {
+        let mut actions = actions.into_iter().peekable();
+        while let Some(action) = actions.next() {
             match action {
                 Action::Connect { conn, remote, local } => {
-                    let (queue, receiver) = mpsc::channel(QUEUE);
-                    self.queues.insert(conn, queue);
+                    let (writer, rest) = writer::pair();
+                    self.writers.insert(conn, writer);
                     let events = self.events.0.clone();
-                    self.tasks.spawn(connection::outgoing(conn, remote, local, receiver, events));
+                    let carriage = self.carriage(remote.ip());
+                    self.tasks.spawn(connection::outgoing(conn, remote, local, carriage, rest, events));
                 }
                 Action::Send { conn, bytes } => {
-                    let refused = self.queues.get(&conn).is_some_and(|queue| queue.try_send(bytes).is_err());
-                    if refused {
-                        overflown.push(conn);
+                    let mut pieces = vec![bytes];
+                    let same = |action: &Action| matches!(action, Action::Send { conn: other, .. } if *other == conn);
+                    while let Some(Action::Send { bytes, .. }) = actions.next_if(same) {
+                        pieces.push(bytes);
+                    }
+                    match self.writers.get(&conn).map(|writer| writer.send(&mut pieces)) {
+                        Some(Some(0)) | None => {}
+                        Some(Some(count)) => self.written.push((conn, count)),
+                        Some(None) => overflown.push(conn),
                     }
                 }
-                Action::Close { conn } => drop(self.queues.remove(&conn)),
+                Action::Close { conn } => drop(self.writers.remove(&conn)),
                 // A speaker alone has no kernel to tell.
-                Action::RouteChanged { .. } if self.peers_file.is_none() => {}
+                Action::RouteChanged { .. } if self.desired.alone => {}
                 Action::RouteChanged { prefix, next_hops } => {
                     let routes = &mut Arc::make_mut(&mut self.routes).routes;
                     if next_hops.is_empty() {
@@ -284,7 +369,7 @@ impl Shell {
             }
         }
         for conn in overflown {
-            if self.queues.remove(&conn).is_some() {
+            if self.writers.remove(&conn).is_some() {
                 self.step(Event::Closed { conn, reason: "the peer does not read".to_owned() });
             }
         }

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fs;
 use std::io::{self, Write as _};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -122,9 +123,9 @@ pub(crate) async fn run(
                 Done::Look(result) => {
                     leases.is_looking = false;
                     match leases.on_look(result) {
-                        Some(Looked { blocks, generation }) => {
+                        Some(Looked { blocks, generation, elsewhere }) => {
                             teller.look(&blocks);
-                            Event::Usage { blocks, generation }
+                            Event::Usage { blocks, generation, elsewhere }
                         }
                         None => continue,
                     }
@@ -177,6 +178,8 @@ struct Looked {
     blocks: BTreeMap<IpNet, Usage>,
     /// Of the node file that stood meanwhile.
     generation: u64,
+    /// Addresses that pods hold in none of them.
+    elsewhere: Vec<IpAddr>,
 }
 
 impl Leases {
@@ -271,7 +274,9 @@ fn count_leases(
         let (available, leased) = (usage.available(), usage.leased);
         (*block, Usage { available, leased, quarantined: usage.quarantined, first_leased })
     };
-    Ok(Looked { blocks: blocks.iter().map(count).collect(), generation })
+    let held = leases.ledger().leases().flat_map(|lease| lease.ips());
+    let elsewhere = held.filter(|ip| !blocks.iter().any(|block| block.contains(ip))).collect();
+    Ok(Looked { blocks: blocks.iter().map(count).collect(), generation, elsewhere })
 }
 
 /// A hint is lost at most where this fails, so it is only said.
@@ -314,6 +319,9 @@ fn carry_out(store: Arc<dyn Store>, write: Write) -> Pin<Box<dyn Future<Output =
         let Write { id, key, operation } = write;
         let result = match operation {
             Operation::Put(value, expect) => store.put_if(&key, &value, expect).await,
+            Operation::PutGuarded(value, expect, guard) => {
+                store.put_guarded(&key, &value, expect, &guard).await
+            }
             Operation::PutLeased(value, expect) => store.put_leased(&key, &value, expect).await,
             Operation::Delete(revision) => store.delete_if(&key, revision).await,
         };
