@@ -4,7 +4,9 @@
 //! `target/lab/<test>`.
 
 mod bad_input;
+mod claims;
 mod connectivity;
+mod controller;
 mod enforcement;
 mod host_ports;
 mod pmtu;
@@ -25,6 +27,15 @@ fn run(test: &str, body: impl FnOnce() -> Result<()>) {
     if let Err(error) = body() {
         panic!("{error:?}");
     }
+}
+
+/// The same for a test that does to etcd what an operator does with `etcdctl`.
+fn run_with_etcdctl(test: &str, body: impl FnOnce() -> Result<()>) {
+    if podway_testkit::lab::find_tool("etcdctl").is_none() {
+        println!("SKIP {test}: needs etcdctl on PATH");
+        return;
+    }
+    run(test, body);
 }
 
 /// A cluster with two pods per node, `a-<n>` in namespace `demo` and `b-<n>` in namespace `ops`.

@@ -42,13 +42,14 @@ pub(crate) const PROTOC_INCLUDE: Need = need(
 );
 
 /// Everything that build, demo and tests use.
-pub(crate) const ALL: [Need; 12] = [
+pub(crate) const ALL: [Need; 13] = [
     PROTOC,
     PROTOC_INCLUDE,
     need("ip", "iproute2", true, "looking at links and routes from outside our own code"),
     need("nft", "nftables", true, "listing nftables rules from outside our own code"),
     need("nsenter", "util-linux", true, "stepping into a node or a pod"),
     need("etcd", "etcd-server", false, "the cluster store; without it the demo runs on the file store"),
+    need("etcdctl", "etcd-client", false, "tests of the example roles for etcd, which are made with it"),
     need("ping", "iputils-ping", false, "looking into a lab that was kept"),
     need("tcpdump", "tcpdump", false, "looking into a lab that was kept"),
     need("bird", "bird2", false, "BGP tests against another implementation"),

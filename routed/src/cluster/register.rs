@@ -156,8 +156,11 @@ impl Core {
         result: &Result<Written, StoreError>,
         out: &mut Vec<Action>,
     ) {
-        if let Err(error) = result {
-            out.push(Action::Report(Severity::Warn, format!("{key} not written: {error}")));
+        match result {
+            // One cause for every key: said once, until it is over.
+            Err(StoreError::Full { .. }) if std::mem::replace(&mut self.told_full, true) => {}
+            Err(error) => out.push(Action::Report(Severity::Warn, format!("{key} not written: {error}"))),
+            Ok(_) => {}
         }
         match (key.parse(), result) {
             (Ok(Key::Live(_)), Ok(Written::Done { revision })) => self.live.written = Some(*revision),

@@ -321,3 +321,41 @@ fn problems_of_the_store_are_shown() {
     rig.step(Event::Store(StoreEvent::Problems { problems: vec![] }));
     assert!(!rig.has_problem("a.yaml: broken"));
 }
+
+#[test]
+fn a_full_store_is_said_once_changes_nothing_and_is_written_to_again_afterwards() {
+    use podway_store::{StoreError, TAKES_NO_MORE};
+
+    let mut rig = Rig::new().started();
+    let (own, listed, view) = (rig.own(), rig.listed(), rig.view());
+    rig.writing = Writing::Held;
+    // A change that this node has to publish.
+    let mut facts = super::rig::facts(1);
+    facts.address_v4 = Some([192, 0, 9, 9].into());
+    rig.step(Event::Facts(facts));
+    for _ in 0..20 {
+        rig.settle();
+        while let Some(write) = rig.held.pop() {
+            let full = StoreError::Full { endpoint: "e".into(), key: write.key, cause: "no space".into() };
+            rig.step(Event::Written { id: write.id, result: Err(full) });
+        }
+        rig.pass(seconds(5));
+    }
+    let alarm = format!("e: etcd {TAKES_NO_MORE}");
+    rig.step(Event::Store(StoreEvent::Problems { problems: vec![alarm.clone()] }));
+    let said = rig.reports.iter().filter(|(_, text)| text.contains(TAKES_NO_MORE)).count();
+    assert_eq!(said, 1, "{:?}", rig.reports);
+    assert!(rig.has_problem(TAKES_NO_MORE));
+    assert_eq!((rig.own(), rig.listed(), rig.view().nodes), (own, listed, view.nodes));
+
+    rig.writing = Writing::Works;
+    for write in std::mem::take(&mut rig.held) {
+        rig.answer(&write);
+    }
+    rig.step(Event::Store(StoreEvent::Problems { problems: vec![] }));
+    rig.settle();
+    rig.pass(seconds(30));
+    assert!(!rig.has_problem(TAKES_NO_MORE));
+    let record = rig.view().nodes[&rig.me.node].record.clone().unwrap();
+    assert_eq!(record.address_v4, Some([192, 0, 9, 9].into()));
+}
