@@ -5,7 +5,7 @@ use podway_model::keys::Key;
 use podway_model::node_file::BlockState;
 use podway_store::{Change, Event as StoreEvent};
 
-use super::rig::{EPOCH, Rig, net, next_event, seconds};
+use super::rig::{EPOCH, Rig, Writing, net, next_event, seconds};
 use crate::cluster::event::Event;
 use crate::view::OwnBlockState::{Active, Draining, Stranded};
 
