@@ -5,7 +5,7 @@ use podway_model::keys::Key;
 use podway_model::node_file::BlockState;
 use podway_store::{Change, Event as StoreEvent};
 
-use super::rig::{EPOCH, Rig, net, next_event, seconds};
+use super::rig::{EPOCH, Rig, Writing, net, next_event, seconds};
 use crate::cluster::event::Event;
 use crate::view::OwnBlockState::{Active, Draining, Stranded};
 
@@ -38,7 +38,7 @@ fn a_wiped_store_tears_nothing_down_and_the_node_writes_its_own_again() {
     for snapshot in [false, true] {
         let mut rig = cluster();
         let block = rig.block();
-        rig.writing = super::rig::Writing::Held;
+        rig.writing = Writing::Held;
         rig.mem.wipe();
         if snapshot {
             rig.seen = None;
@@ -55,7 +55,7 @@ fn a_wiped_store_tears_nothing_down_and_the_node_writes_its_own_again() {
         }
         assert!(rig.claim(block).unwrap().confirmed);
         assert!(rig.mem.entry("nodes/n1").is_some());
-        rig.writing = super::rig::Writing::Works;
+        rig.writing = Writing::Works;
         rig.put_pool("p4", &super::rig::pool("10.0.0.0/16"));
         rig.put_node(2);
         rig.put_claim(2, net("10.0.200.0/26"), true);
@@ -74,7 +74,7 @@ fn a_wipe_that_arrives_in_parts_tears_nothing_down() {
     {
         let mut rig = cluster();
         let block = rig.block();
-        rig.writing = super::rig::Writing::Held;
+        rig.writing = Writing::Held;
         rig.mem.wipe();
         let Some((StoreEvent::Changes { changes, revision }, _)) = next_event(&rig.mem, rig.seen) else {
             panic!("no changes");
@@ -161,7 +161,7 @@ fn a_store_restored_to_before_the_claim_gets_it_again_and_nothing_is_torn_down()
     let block = rig.block();
     rig.pods.insert(block, (3, 0));
     rig.settle();
-    rig.writing = super::rig::Writing::Held;
+    rig.writing = Writing::Held;
     rig.mem = backup;
     rig.settle();
     assert_nothing_torn_down(&rig, block, "restored");
