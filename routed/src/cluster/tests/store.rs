@@ -342,7 +342,7 @@ fn a_full_store_is_said_once_changes_nothing_and_is_written_to_again_afterwards(
         rig.pass(seconds(5));
     }
     let alarm = format!("e: etcd {TAKES_NO_MORE}");
-    rig.step(Event::Store(StoreEvent::Problems { problems: vec![alarm.clone()] }));
+    rig.step(Event::Store(StoreEvent::Problems { problems: vec![alarm] }));
     let said = rig.reports.iter().filter(|(_, text)| text.contains(TAKES_NO_MORE)).count();
     assert_eq!(said, 1, "{:?}", rig.reports);
     assert!(rig.has_problem(TAKES_NO_MORE));
