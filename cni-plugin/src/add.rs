@@ -17,12 +17,12 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use podway_ipam::LeaseKind;
+use podway_kern::KernelError;
 use podway_kern::conntrack::Conntrack;
 use podway_kern::rtnl::{Link, Request, Rtnl};
-use podway_kern::{Errno, KernelError, MissingIsFine as _};
 use podway_model::SCHEMA;
 use podway_model::cluster::{PolicyMode, PolicyTimeout};
 use podway_model::endpoint::EndpointRecord;
@@ -43,15 +43,10 @@ use crate::policy::{self, Acknowledgement};
 use crate::tables::Tables;
 use crate::teardown::Owner;
 use crate::wiring::Wiring;
-use crate::{netns, result, teardown, wish};
+use crate::{link, netns, result, teardown, wish};
 
 /// Metric of the default routes of an interface that is not the pod's first: behind those of the first one.
 const SECOND_METRIC: u32 = 2048;
-/// Index for a pod's end where the kernel's choice would equal the node's end's: far from what it counts up to.
-const OTHER_INDEX: u32 = 0x7000_0000;
-/// Interfaces of one pod that may have such an index, at least.
-const OTHER_INDEX_ATTEMPTS: u32 = 8;
-
 /// The pod's addresses, whoever gave them.
 struct Addressed {
     file: NodeFile,
@@ -195,7 +190,7 @@ fn ask(
         return Err(not_ours(target, "another"));
     }
     if earlier.is_some()
-        && let Some(left) = delegate::end(node, network, attachment)?
+        && let Some(left) = delegate::end(node.marks(), network, network.foreign_ipam(), attachment)?
     {
         return Err(CniError::new(Code::Delegate, left));
     }
@@ -246,7 +241,7 @@ fn wire(
     requests.extend(ports::routes(record, link.index).into_iter().map(Request::ReplaceRoute));
     rtnl.run_all(&requests)?;
     let mut inside = netns.visit(|| bring_pod_up(wiring, peer))?;
-    wait_for_carrier(rtnl, &link)?;
+    link::wait_for_carrier(rtnl, &link)?;
     wait_for_addresses(&mut inside, wiring, peer)?;
     if !record.host_ports.is_empty() {
         ports::open(node, rtnl, record)?;
@@ -291,24 +286,7 @@ fn make_pair(rtnl: &mut Rtnl, netns: &PodNetNs, target: &Target, wiring: &Wiring
         }
         other => other?,
     };
-    if link.link != Some(link.index) {
-        return Ok(link);
-    }
-    // Equal indexes at both ends make the kernel take the pair for something stacked on nothing, and hold its
-    // carrier event back for up to a second (linkwatch_urgent_event): the first packets would be lost. Both ends
-    // count up, so the next pair would have equal ones again. The kernel takes the pod's index from us only if it
-    // gets the node's, too: that one is free now.
-    for attempt in 0..OTHER_INDEX_ATTEMPTS {
-        // Not handed over to a child: the index is to be used again, and nobody may delete it later.
-        rtnl.run(Request::DeleteLink(link.index.into())).missing_is_fine()?;
-        match create(rtnl, netns, wiring, Some((link.index, OTHER_INDEX + attempt))) {
-            // Somebody has one of them.
-            Err(e) if e.is_exists() || e.errno() == Some(Errno::EBUSY) => {}
-            other => return Ok(other?),
-        }
-    }
-    teardown::remove_link(rtnl, &target.attachment)?;
-    Ok(create(rtnl, netns, wiring, None)?)
+    link::with_other_index(rtnl, link, |rtnl, indexes| create(rtnl, netns, wiring, indexes))
 }
 
 fn create(
@@ -378,46 +356,17 @@ fn bring_pod_up(wiring: &Wiring, index: u32) -> Result<Rtnl, CniError> {
     Ok(rtnl)
 }
 
-/// The pod's end came up second: the kernel made it ready to send at once, and left the node's end, which has been up
-/// without a carrier, to its link watch, which works at its leisure; until then what the node sends to the pod is
-/// dropped. Asking for a link has the kernel do it now (since Linux 6.8; before that, asking again waits for it).
-fn wait_for_carrier(rtnl: &mut Rtnl, link: &Link) -> Result<(), CniError> {
-    const PATIENCE: Duration = Duration::from_secs(10);
-    let look = || Ok(rtnl.link(link.index)?.is_some_and(|now| now.operational));
-    if wait_for(PATIENCE, look)? {
-        return Ok(());
-    }
-    Err(CniError::new(Code::Kernel, format!("{}: has no carrier after {} s", link.name, PATIENCE.as_secs())))
-}
-
 /// The kernel hands a new IPv6 address to a worker, which makes the route by which packets to it are the pod's; until
 /// then they are dropped. The worker waits for the same lock as every ADD and DEL on the machine, so where it is not
 /// quick, its route is made here, behind the one that it will make.
 fn wait_for_addresses(inside: &mut Rtnl, wiring: &Wiring, index: u32) -> Result<(), CniError> {
     const PATIENCE: Duration = Duration::from_millis(20);
     for address in wiring.addresses.iter().filter(|address| address.is_ipv6()) {
-        if !wait_for(PATIENCE, || inside.is_local(*address))? {
+        if !link::wait_for(PATIENCE, || inside.is_local(*address))? {
             inside
                 .run(Request::AddRoute(wiring.local_route(*address, index)))
                 .or_else(|e| if e.is_exists() { Ok(()) } else { Err(e) })?;
         }
     }
     Ok(())
-}
-
-/// Waits for what the kernel does by itself in a moment, and says whether it did. The first look is nearly always
-/// enough.
-fn wait_for(
-    patience: Duration,
-    mut look: impl FnMut() -> Result<bool, KernelError>,
-) -> Result<bool, KernelError> {
-    const PAUSE: Duration = Duration::from_micros(200);
-    let deadline = Instant::now() + patience;
-    while !look()? {
-        if Instant::now() > deadline {
-            return Ok(false);
-        }
-        std::thread::sleep(PAUSE);
-    }
-    Ok(true)
 }

@@ -23,7 +23,12 @@ pub const MAX_INPUT: u64 = 4 << 20;
 
 /// Where mistakes are, in messages.
 pub(crate) const SOURCE: &str = "network configuration";
-const OWN_KEYS: &str = "one of mac, mtu, pools, queues, reserved, routes, sysctlAllow, sysctls";
+/// Keys below `podway`.
+pub const OWN_KEYS: [&str; 8] =
+    ["mac", "mtu", "pools", "queues", "reserved", "routes", "sysctlAllow", "sysctls"];
+/// Capabilities that are served: keys below `runtimeConfig`.
+pub const CAPABILITIES: [&str; 7] =
+    ["portMappings", "bandwidth", "ips", "ipRanges", "mac", "dns", settings::ANNOTATIONS];
 const VALID_ATTACHMENTS: &str = "cni.dev/valid-attachments";
 
 /// What every verb needs of the configuration.
@@ -136,7 +141,10 @@ impl Network {
                 "mtu" => conf.mtu = mtu(value, &mut mistakes),
                 other if conf.addresses.read_own("podway", other, value, &mut mistakes) => {}
                 other if settings::read_own(other, value, &mut conf.settings, &mut allow, &mut mistakes) => {}
-                other => mistakes.add(SOURCE, format!("podway.{other}"), "this key", OWN_KEYS),
+                other => {
+                    let expected = format!("one of {}", OWN_KEYS.join(", "));
+                    mistakes.add(SOURCE, format!("podway.{other}"), "this key", expected);
+                }
             }
         }
         let runtime = self.section("runtimeConfig", &mut mistakes);
@@ -204,6 +212,8 @@ impl Network {
         let mut mistakes = Mistakes::default();
         let list = match self.object.get(VALID_ATTACHMENTS) {
             Some(Value::Array(list)) => list.as_slice(),
+            // What the reference library writes for a list of no attachments that was never filled.
+            Some(Value::Null) => &[],
             Some(other) => {
                 mistakes.add(SOURCE, VALID_ATTACHMENTS, kind(other), "a list");
                 &[]
@@ -435,6 +445,7 @@ mod tests {
     fn a_malformed_list_of_valid_attachments_frees_nothing() {
         let parse = |list: Value| network(json!({ "cni.dev/valid-attachments": list })).valid_attachments();
         assert_eq!(parse(json!([])).unwrap(), []);
+        assert_eq!(parse(Value::Null).unwrap(), []);
         assert_eq!(
             parse(json!([{"containerID": "c1", "ifname": "eth0"}])).unwrap()[0].to_string(),
             "c1/eth0"

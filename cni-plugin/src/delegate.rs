@@ -31,7 +31,6 @@ use serde_json::{Map, Value};
 
 use crate::conf::{Network, SOURCE};
 use crate::error::{CniError, Code};
-use crate::node::Node;
 use crate::settings::PodRoute;
 
 /// Of the names under which this program is another plugin, the one that gives addresses.
@@ -143,6 +142,15 @@ impl Delegate {
         read(&text).map_err(|reason| self.unusable(&reason))
     }
 
+    /// ADD for somebody who reads the answer in his own way.
+    ///
+    /// # Errors
+    /// Its own error, or its answer is no JSON object.
+    pub(crate) fn add_as_it_is(&self, network: &Network) -> Result<Map<String, Value>, CniError> {
+        let text = self.call("ADD", network.object(), None)?;
+        serde_json::from_slice(&text).map_err(|e| self.unusable(&format!("its result is not JSON: {e}")))
+    }
+
     /// CHECK, GC or STATUS, or a DEL of what the caller was asked about.
     ///
     /// # Errors
@@ -199,20 +207,26 @@ impl Delegate {
     }
 }
 
-/// Has the plugin that gave an attachment its addresses take them back: the one of the mark, else the configuration's.
+/// Has the plugin that gave an attachment its addresses take them back: the one of the mark, else `kind`, the
+/// configuration's.
 /// Returns what stays behind, in words, where there is nobody to ask.
 ///
 /// # Errors
 /// The plugin's own error.
-pub fn end(node: &Node, network: &Network, attachment: &Attachment) -> Result<Option<String>, CniError> {
-    let (mark, unreadable) = match node.marks().read(attachment) {
+pub fn end(
+    marks: &Marks,
+    network: &Network,
+    kind: Option<&str>,
+    attachment: &Attachment,
+) -> Result<Option<String>, CniError> {
+    let (mark, unreadable) = match marks.read(attachment) {
         Ok(mark) => (mark, None),
         Err(error) => (None, Some(error.message)),
     };
     if mark.as_ref().is_some_and(|mark| mark.network != network.name) {
         return Ok(None);
     }
-    let (kind, mut conf) = match (&mark, network.foreign_ipam()) {
+    let (kind, mut conf) = match (&mark, kind) {
         (Some(mark), _) => (mark.plugin.as_str(), mark.conf.clone()),
         (None, Some(kind)) => (kind, network.object().clone()),
         // It says whom to ask, and cannot be read.
@@ -237,12 +251,12 @@ pub fn end(node: &Node, network: &Network, attachment: &Attachment) -> Result<Op
                     "{attachment}: {what} of address plugin {kind} are not given back ({}); DEL or GC does it once \
                      the plugin is there, as {} says",
                     error.message,
-                    node.marks().path(attachment).display()
+                    marks.path(attachment).display()
                 )
             }));
         }
     }
-    node.marks().remove(attachment)?;
+    marks.remove(attachment)?;
     Ok(None)
 }
 

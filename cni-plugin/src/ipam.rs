@@ -34,7 +34,8 @@ use crate::status;
 use crate::version::SpecVersion;
 use crate::wish::{self, AddressWish};
 
-const OWN_KEYS: &str = "one of dns, gateways, pools, reserved, routes, subnet, type";
+/// Keys below `ipam`.
+pub const OWN_KEYS: [&str; 7] = ["dns", "gateways", "pools", "reserved", "routes", "subnet", "type"];
 /// Container id of a gateway's lease: this, then the block. Interface: the second one.
 const GATEWAY_ID: &str = "gateway.";
 const GATEWAY_IFNAME: &str = "gateway";
@@ -108,7 +109,10 @@ impl Conf {
                     other => mistakes.add(SOURCE, "ipam.dns", kind(other), "an object"),
                 },
                 other if conf.addresses.read_own("ipam", other, value, &mut mistakes) => {}
-                other => mistakes.add(SOURCE, format!("ipam.{other}"), "this key", OWN_KEYS),
+                other => {
+                    let expected = format!("one of {}", OWN_KEYS.join(", "));
+                    mistakes.add(SOURCE, format!("ipam.{other}"), "this key", expected);
+                }
             }
         }
         let runtime = network.section("runtimeConfig", &mut mistakes);

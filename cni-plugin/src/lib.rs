@@ -29,6 +29,7 @@ pub mod env;
 pub mod error;
 pub mod gc;
 pub mod ipam;
+mod link;
 pub mod netns;
 pub mod node;
 pub mod plugins;

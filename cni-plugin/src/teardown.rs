@@ -66,7 +66,7 @@ pub fn end(
     let mut ended = detach(node, rtnl, &network.name, attachment)?;
     let is_ours = ended.owner == Owner::Ours;
     if is_ours && (ended.may_be_delegated || network.foreign_ipam().is_some()) {
-        ended.left = delegate::end(node, network, attachment)?;
+        ended.left = delegate::end(node.marks(), network, network.foreign_ipam(), attachment)?;
     }
     Ok(ended)
 }

@@ -39,7 +39,7 @@ use crate::metrics::Metrics;
 use crate::status::Inputs;
 use crate::underlay::UnderlayStatus;
 use crate::view::{BgpRoutes, ClusterView, LocalFacts};
-use crate::{cluster, dataplane, identity, status, underlay};
+use crate::{cluster, dataplane, identity, ipam, status, underlay};
 
 /// Questions to `bgp` under way: each is a person's, and each waits for its answer.
 const QUERIES: usize = 16;
@@ -185,6 +185,20 @@ async fn answer(question: RoutedRequest, summary: Summary, queries: mpsc::Sender
                 Err(error) => RoutedReply::Failed { reason: error.to_string() },
             }
         }
+        RoutedRequest::IpamCheck { mend } => {
+            let identity = summary.identity;
+            // It waits for the address lock.
+            let check = tokio::task::spawn_blocking(move || {
+                ipam::check(&identity, mend)
+                    .map(|findings| RoutedReply::IpamFindings { node: identity.node, findings })
+            });
+            answered(check.await)
+        }
+        RoutedRequest::IpamRelease { address, force } => {
+            let identity = summary.identity;
+            let release = tokio::task::spawn_blocking(move || ipam::release(&identity, address, force));
+            answered(release.await)
+        }
         RoutedRequest::BgpPeers => match ask(&queries, Query::Peers).await {
             Some(peers) => RoutedReply::BgpPeers { peers },
             None => RoutedReply::Failed { reason: "the BGP task is ending".to_owned() },
@@ -201,6 +215,11 @@ async fn answer(question: RoutedRequest, summary: Summary, queries: mpsc::Sender
             }
         }
     }
+}
+
+fn answered(done: Result<Result<RoutedReply, String>, tokio::task::JoinError>) -> RoutedReply {
+    let reply = done.unwrap_or_else(|error| Err(error.to_string()));
+    reply.unwrap_or_else(|reason| RoutedReply::Failed { reason })
 }
 
 async fn ask<T>(queries: &mpsc::Sender<Query>, query: impl FnOnce(oneshot::Sender<T>) -> Query) -> Option<T> {

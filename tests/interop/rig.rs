@@ -153,7 +153,9 @@ pub(crate) enum What {
     V6,
     As4,
     Communities,
-    /// The one asks, the other tells again.
+    /// It asks for the other's table again.
+    Ask,
+    /// It tells its table again when it is asked.
     Refresh,
     /// Several paths for a destination, from this side.
     AddPathSend,
@@ -175,6 +177,7 @@ impl What {
             Self::V6 => "v6",
             Self::As4 => "4-octet AS",
             Self::Communities => "communities",
+            Self::Ask => "ask",
             Self::Refresh => "refresh",
             Self::AddPathSend => "add-path send",
             Self::AddPathReceive => "add-path receive",

@@ -30,6 +30,7 @@ fn run(test: &str, body: impl FnOnce() -> Result<()>) {
 }
 
 /// The same for a test that does to etcd what an operator does with `etcdctl`.
+#[expect(clippy::print_stdout, reason = "where the tally of skipped tests looks")]
 fn run_with_etcdctl(test: &str, body: impl FnOnce() -> Result<()>) {
     if podway_testkit::lab::find_tool("etcdctl").is_none() {
         println!("SKIP {test}: needs etcdctl on PATH");

@@ -54,6 +54,7 @@ fn pods_come_and_go_while_etcd_is_away() {
         let node = cluster.node_at(0)?;
         let pod = podway_testkit::pod::Pod::add(&node.place, &cluster.lab.echo, "demo", "orphan")?;
         pod.check(&node.place)??;
+        node.runtime().status()?.context("STATUS: a node without a store is ready for pods")?;
         pod.delete(&node.place)?;
         cluster.lab.start_etcd()?;
         cluster.add_pods(&[PodPlan {

@@ -9,7 +9,7 @@ use crate::ids::MacAddr;
 /// CNI plugin type, and default network name.
 pub const PLUGIN: &str = "podway";
 /// Names of other plugins, by which the CNI plugin does their jobs: links to it, where no file of that name stands.
-pub const OTHER_PLUGINS: [&str; 4] = ["bandwidth", "host-local", "loopback", "portmap"];
+pub const OTHER_PLUGINS: [&str; 5] = ["bandwidth", "host-local", "loopback", "portmap", "ptp"];
 /// CNI plugin type by which other plugins get addresses of ours.
 pub const IPAM_PLUGIN: &str = "podway-ipam";
 /// Default prefix of every key in etcd.
@@ -122,6 +122,17 @@ pub fn bandwidth_ifb_name(network: &str, container_id: &str) -> String {
     hasher.update(network.as_bytes());
     hasher.update(container_id.as_bytes());
     format!("bwp{}", &hex(&hasher.finalize())[..12])
+}
+
+/// The first 16 hex digits of SHA-512, by which upstream's plugins mark what is whose.
+pub fn upstream_hash(text: &str) -> String {
+    hex(&sha2::Sha512::digest(text.as_bytes()))[..16].to_owned()
+}
+
+/// Host side of a container's veth, where the plugin does the job of upstream's `ptp`: `veth` and 8 hex digits, as there,
+/// but the same for every ADD of the attachment.
+pub fn ptp_host_ifname(container_id: &str, ifname: &str) -> String {
+    format!("veth{}", &hex(&digest::<4>(&["ptp", container_id, ifname])))
 }
 
 /// Alias of the host side of a pod's veth: says whose it is.

@@ -29,6 +29,7 @@ mod shell;
 mod table;
 #[cfg(test)]
 mod tests;
+mod usage;
 mod writes;
 
 use std::collections::BTreeMap;

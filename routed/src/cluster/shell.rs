@@ -24,15 +24,17 @@ use podway_ipam::store::{AddressLock, since_boot};
 use podway_ipam::{Attachment, LeaseStore, stale};
 use podway_kern::rtnl::Rtnl;
 use podway_model::ids::BootId;
+use podway_model::keys::Key;
 use podway_model::names;
 use podway_model::node_file::NodeFile;
-use podway_store::Store;
+use podway_store::{Store, StoreError, Written};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::core::Core;
 use super::event::{Action, Event, Operation, Severity, Usage, Write};
 use super::table::PREFIXES;
+use super::usage::Teller;
 use super::{Identity, Refusal};
 use crate::view::{ClusterView, LocalFacts};
 
@@ -50,6 +52,8 @@ enum Done {
     Event(Event),
     /// A look at the leases.
     Look(Result<Looked, String>),
+    /// The use of addresses was told, or could not be.
+    Told(Result<Written, StoreError>),
 }
 
 /// Runs for the life of the process; publishes every change of the view. Ends only with a [`Refusal`].
@@ -71,6 +75,8 @@ pub(crate) async fn run(
         collect_at: start,
         problem: None,
     };
+    let mut teller = Teller::default();
+    let usage_key = Key::Usage(identity.node.clone()).to_string();
     let mut facts_end = false;
     facts.mark_changed();
     work.push(Box::pin(async { Done::Event(Event::Clock(unix_seconds())) }));
@@ -93,6 +99,10 @@ pub(crate) async fn run(
             work.push(look_at_leases(&identity, own, collect));
             work.push(Box::pin(async { Done::Event(Event::Clock(unix_seconds())) }));
         }
+        if let Some((value, expect)) = teller.write(start.elapsed()) {
+            let (store, key) = (store.clone(), usage_key.clone());
+            work.push(Box::pin(async move { Done::Told(store.put_if(&key, &value, expect).await) }));
+        }
         let deadline = core.deadline().map_or(leases.look_at, |at| leases.look_at.min(start + at));
         // While a look is under way, its end wakes the loop.
         let deadline = if leases.is_looking { deadline.max(Instant::now() + SOON) } else { deadline };
@@ -114,10 +124,15 @@ pub(crate) async fn run(
                     leases.is_looking = false;
                     match leases.on_look(result) {
                         Some(Looked { blocks, generation, elsewhere }) => {
+                            teller.look(&blocks);
                             Event::Usage { blocks, generation, elsewhere }
                         }
                         None => continue,
                     }
+                }
+                Done::Told(result) => {
+                    teller.on_written(start.elapsed(), result);
+                    continue;
                 }
             },
             () = noticed(&mut notices) => {

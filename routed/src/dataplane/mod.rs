@@ -43,5 +43,6 @@ mod tables;
 mod tests;
 
 pub(crate) use cleanup::cleanup;
+pub(crate) use pods::read_records;
 pub(crate) use run::run;
 pub(crate) use status::DataplaneStatus;

@@ -1,4 +1,4 @@
-//! The plugin under other plugins' names: `loopback`, `host-local`, `portmap` and `bandwidth` of
+//! The plugin under other plugins' names: `loopback`, `host-local`, `portmap`, `bandwidth` and `ptp` of
 //! containernetworking/plugins.
 //!
 //! Keys, results and what lies on disk or in the kernel are those of version 1.9.1, so a chain that the one began is
@@ -10,7 +10,9 @@
 mod bandwidth;
 pub mod host_local;
 mod loopback;
+mod masquerade;
 mod portmap;
+mod ptp;
 
 use std::ffi::{OsStr, OsString};
 use std::io::Read;
@@ -34,15 +36,18 @@ pub enum Plugin {
     Bandwidth,
     /// Leads ports of the node to an interface of the plugin before it in the chain.
     Portmap,
+    /// Makes an interface, with addresses of another plugin.
+    Ptp,
 }
 
 impl Plugin {
     /// All of them, by the names that `podwayctl node install` links.
-    pub const ALL: [(&'static str, Self); 4] = [
+    pub const ALL: [(&'static str, Self); 5] = [
         ("loopback", Self::Loopback),
         ("host-local", Self::HostLocal),
         ("bandwidth", Self::Bandwidth),
         ("portmap", Self::Portmap),
+        ("ptp", Self::Ptp),
     ];
 
     /// The plugin of that name: the last part of the path by which the program was started.
@@ -82,6 +87,11 @@ fn serve(
         (Plugin::Portmap, Call::Check(target)) => portmap::check(network, target).map(nothing),
         (Plugin::Portmap, Call::Del { attachment }) => portmap::del(network, attachment).map(nothing),
         (Plugin::Portmap, Call::Gc) => portmap::gc(network).map(nothing),
+        (Plugin::Ptp, Call::Add(target)) => ptp::add(network, target).map(Some),
+        (Plugin::Ptp, Call::Check(target)) => ptp::check(network, target).map(nothing),
+        (Plugin::Ptp, Call::Del { attachment }) => ptp::del(network, attachment, netns).map(nothing),
+        (Plugin::Ptp, Call::Gc) => ptp::gc(network).map(nothing),
+        (Plugin::Ptp, Call::Status) => ptp::status(network).map(nothing),
         (Plugin::Loopback, Call::Gc)
         | (Plugin::Loopback | Plugin::Bandwidth | Plugin::Portmap, Call::Status) => Ok(None),
         // `answer` of the library answers it.
