@@ -241,6 +241,11 @@ fn hours_of_absence_and_a_compaction_are_caught_up_with() {
         let block = active(cluster.node_at(1)?)?;
         cluster.lab.underlay.set_cable("n2", false)?;
         is_down(&cluster, "n2")?;
+        wait_until_ok("n2 knows that it is cut off", PATIENCE, || {
+            let store = status(cluster.node_at(1)?)?.store;
+            ensure!(store.contains("away"), "{store}");
+            Ok(())
+        })?;
         // What happens meanwhile is not to be had from history any more.
         cluster.lab.apply(&objects::documents([serde_json::json!({
             "apiVersion": "podway.io/v1", "kind": "Pool", "metadata": {"name": "more"},
@@ -258,6 +263,8 @@ fn hours_of_absence_and_a_compaction_are_caught_up_with() {
             Ok(())
         })?;
         ensure!(active(cluster.node_at(1)?)? == block, "it kept its block");
+        let log = cluster.lab.nodes[1].routed.as_ref().context("it runs")?.log();
+        ensure!(log.contains("reading the store anew"), "{log}");
         connected(&cluster)
     });
 }

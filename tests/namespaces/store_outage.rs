@@ -84,7 +84,7 @@ fn an_etcd_at_its_quota_stops_nothing_is_said_once_and_is_used_again_when_there_
         connected(&cluster)?;
         let full = |cluster: &Cluster| -> anyhow::Result<()> {
             // Revisions of one key that nobody watches, until etcd has had enough.
-            let value = "x".repeat(200_000);
+            let value = "x".repeat(100_000);
             for _ in 0..100 {
                 if let Err(error) = cluster.lab.etcdctl(&["put", "/elsewhere", &value]) {
                     ensure!(error.to_string().contains("space exceeded"), "{error:?}");

@@ -2,6 +2,7 @@
 
 mod bgp;
 mod cni;
+mod routes;
 
 use std::process::ExitCode;
 
@@ -12,7 +13,8 @@ pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
     match arguments.split_first() {
         Some((name, options)) if name == "bgp" => bgp::run(options),
         Some((name, options)) if name == "cni" => cni::run(options),
-        Some((name, _)) => bail!("bench {name:?}: one of bgp, cni expected"),
-        None => bail!("bench: one of bgp, cni expected"),
+        Some((name, options)) if name == "routes" => routes::run(options),
+        Some((name, _)) => bail!("bench {name:?}: one of bgp, cni, routes expected"),
+        None => bail!("bench: one of bgp, cni, routes expected"),
     }
 }

@@ -52,7 +52,7 @@ Commands:
   test LAYER..     some layers of --full: crates, suites, interop, demos, vm
   matrix [GROUP..] every combination and long runs (demos, bgp, suites, seeds): hours; writes
                    tests/matrix/table.md
-  bench bgp|cni    figures beside other implementations, in one run
+  bench bgp|cni|routes  figures beside other implementations, in one run
                    (`cargo xtask bench bgp --help` lists its options)
   fuzz [TARGET]    run the coverage-guided fuzzer (`cargo xtask fuzz --help` lists its options)
   tools            only the set-up: say what is there and get what is missing

@@ -3,7 +3,9 @@
 use std::process::Command;
 use std::sync::Arc;
 
-use etcd_client::{AlarmAction, AlarmType, Client, CompactionOptions, Permission, PermissionType};
+use etcd_client::{
+    AlarmAction, AlarmOptions, AlarmType, Client, CompactionOptions, Permission, PermissionType,
+};
 use podway_model::config::{EtcdConfig, StoreConfig};
 
 use super::testing::{Etcd, eventually, make_certificates, tls_arguments, tls_config, with_etcd};
@@ -204,7 +206,12 @@ async fn make_room(client: &mut Client) {
     let revision = client.get("x", None).await.unwrap().header().unwrap().revision();
     client.compact(revision, Some(CompactionOptions::new().with_physical())).await.unwrap();
     client.defragment().await.unwrap();
-    client.alarm(AlarmAction::Deactivate, AlarmType::Nospace, None).await.unwrap();
+    let raised = client.alarm(AlarmAction::Get, AlarmType::None, None).await.unwrap();
+    for alarm in raised.alarms() {
+        let mut of = AlarmOptions::new();
+        of.with_member(alarm.member_id());
+        client.alarm(AlarmAction::Deactivate, AlarmType::Nospace, Some(of)).await.unwrap();
+    }
 }
 
 #[test]
