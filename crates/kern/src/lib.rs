@@ -11,6 +11,7 @@
 //! | [`sysctl`] | reads and writes `/proc/sys` |
 //! | [`nft`] | nftables transport |
 //! | [`tc`] | traffic control: token buckets, redirection |
+//! | [`wireguard`] | key, port and peers of WireGuard devices |
 //!
 //! Nothing here logs, and nothing here decides: callers say what they want and get a typed error that names
 //! what was attempted. All `unsafe` of the workspace is in this crate, each block with its reason.
@@ -18,6 +19,7 @@
 //! A netlink socket belongs to the network namespace in which it was opened, for ever: open it with
 //! [`ns::in_netns`] and use it from anywhere.
 
+mod attributes;
 pub mod conntrack;
 mod error;
 pub mod facts;
@@ -29,6 +31,7 @@ pub mod ns;
 pub mod rtnl;
 pub mod sysctl;
 pub mod tc;
+pub mod wireguard;
 
 pub use error::{Errno, KernelError, MissingIsFine};
 pub use netlink::refusals;
