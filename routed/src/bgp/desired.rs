@@ -373,6 +373,7 @@ mod tests {
             namespace_selector: None,
             nat: true,
             assignment: Assignment::default(),
+            encapsulation: None,
             disabled: false,
         };
         view.pools.insert("default".parse().unwrap(), pool.clone());
