@@ -47,12 +47,18 @@ const QUERIES: usize = 16;
 /// Opens what the daemon needs and starts its tasks.
 pub(crate) async fn start(mut process: Process) -> Result<Process> {
     let section = process.config.node.clone();
+    let wireguard = identity::wireguard_keys(Path::new(names::WIREGUARD_KEY_FILE));
+    if let Err(problem) = &wireguard {
+        // Told again, and as a problem, where it is needed.
+        tracing::debug!("no WireGuard on this node: {problem}");
+    }
     let identity = Identity {
         node: identity::node_name(section.name.as_ref())?,
         instance_id: identity::instance_id(Path::new(names::INSTANCE_FILE))?,
         boot_id: identity::boot_id(Path::new(names::BOOT_ID_FILE))?,
         labels: section.labels.clone(),
         asn: section.asn,
+        wireguard_key: wireguard.as_ref().ok().map(|keys| keys.public),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         node_file: PathBuf::from(names::NODE_FILE),
         ipam_dir: PathBuf::from(names::IPAM_DIR),
@@ -96,7 +102,17 @@ pub(crate) async fn start(mut process: Process) -> Result<Process> {
     tasks.spawn("bgp", bgp.run());
     tasks.spawn(
         "dataplane",
-        until(shutdown.clone(), dataplane::run(identity.node, view, facts, bgp_routes, dataplane_out)),
+        until(
+            shutdown.clone(),
+            dataplane::run(
+                identity.node,
+                view,
+                facts,
+                bgp_routes,
+                wireguard.map(|keys| keys.private),
+                dataplane_out,
+            ),
+        ),
     );
     let metrics = Metrics::register(&mut process.metrics);
     let waiting_for = process.waiting_for.clone();

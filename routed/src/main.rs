@@ -41,7 +41,7 @@ fn main() -> ExitCode {
         Program {
             name: "routed",
             about: "Podway's node daemon: claims address blocks, and carries packets between nodes by host-gw, \
-                    VXLAN or BGP. `routed controller` is a program of its own: see there",
+                    VXLAN, IPIP, WireGuard or BGP. `routed controller` is a program of its own: see there",
             version: env!("CARGO_PKG_VERSION"),
             section: |config| &config.routed,
             actions: &[Action {

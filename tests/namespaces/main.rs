@@ -3,6 +3,7 @@
 //! Every test brings up a lab of its own; nothing of the host is touched. Logs of daemons lie in
 //! `target/lab/<test>`.
 
+mod addresses;
 mod bad_input;
 mod claims;
 mod connectivity;

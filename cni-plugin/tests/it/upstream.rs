@@ -578,9 +578,30 @@ fn portmap_does_what_the_real_one_leaves_undone() {
         );
         let banana = json!([{"hostPort": 1, "containerPort": 1, "hostIP": "banana"}]);
         assert!(add(&other, &with_ports(&late, &banana)).stdout.contains("hostIP: \\\"banana\\\" found"));
-        let mut conditions = input.clone();
-        conditions["conditionsV4"] = json!(["ip", "saddr", "10.0.0.0/8"]);
-        assert!(add(&other, &conditions).stdout.contains("\"code\":2"));
+        // Conditions: those that mean the same in a rule of ours hold, others are refused by name.
+        let mut from_nobody = with_ports(&late, &json!([mapping("tcp", 8095)]));
+        for (words, open) in [
+            (json!(["-s", "192.0.2.0/24"]), false),
+            (json!(["ip", "saddr", "!=", "192.0.2.0/24"]), true),
+            (json!(["!", "-i", "nosuch0"]), true),
+        ] {
+            from_nobody["conditionsV4"] = words.clone();
+            assert_eq!(add(&other, &from_nobody).code, Some(0), "{words}");
+            assert_eq!(node.call("portmap", "CHECK", &other, &from_nobody).code, Some(0), "{words}");
+            let reached = node::answer(node.other.net(), node.addresses[0], Kind::Tcp(8095)).is_some();
+            assert_eq!(reached, open, "{words}");
+        }
+        for (key, words, part) in [
+            ("conditionsV4", json!(["-m", "set"]), "conditionsV4: \\\"-m\\\" is not supported"),
+            ("conditionsV6", json!(["-s", "10.0.0.0/8"]), "-s 10.0.0.0/8"),
+            ("conditionsV4", json!("-s"), "a list of words is expected"),
+            ("externalSetMarkChain", json!("MARK"), "names a chain of iptables"),
+        ] {
+            let mut refused = input.clone();
+            refused[key] = words;
+            let said = add(&other, &refused).stdout;
+            assert!(said.contains("\"code\":2") && said.contains(part), "{said}");
+        }
         // Everybody masqueraded, where that is asked for.
         let mut all = with_ports(&late, &json!([mapping("tcp", 8090)]));
         let seen = || node::answer(node.other.net(), node.addresses[0], Kind::Tcp(8090)).unwrap().1;

@@ -33,6 +33,8 @@ pub const STATE_DIR: &str = "/var/lib/podway";
 pub const NODE_FILE: &str = "/var/lib/podway/node.json";
 /// The instance id: one line, made once per installation of a node.
 pub const INSTANCE_FILE: &str = "/var/lib/podway/instance-id";
+/// The private key of this node's WireGuard device: one line of base64, made once.
+pub const WIREGUARD_KEY_FILE: &str = "/var/lib/podway/wireguard.key";
 /// Configuration of both daemons and of `podwayctl`.
 pub const CONFIG_FILE: &str = "/etc/podway/podway.yaml";
 /// The kernel's boot id.

@@ -50,7 +50,7 @@ Commands:
   test --full      everything that CI runs: real container runtimes, every demo, another kernel under
                    emulation
   test LAYER..     some layers of --full: crates, suites, interop, demos, vm
-  matrix [GROUP..] every combination and long runs (demos, suites, seeds): hours; writes
+  matrix [GROUP..] every combination and long runs (demos, bgp, suites, seeds): hours; writes
                    tests/matrix/table.md
   bench bgp|cni|routes  figures beside other implementations, in one run
                    (`cargo xtask bench bgp --help` lists its options)

@@ -33,6 +33,7 @@ fn join_two_nodes(place: &Place) {
             labels: Default::default(),
             asn: None,
             vtep_mac: None,
+            wireguard_key: None,
             version: "0.1.0".to_owned(),
         };
         let claim = Claim { instance_id: instance(), pool: "v4".parse().expect("a name"), confirmed: true };

@@ -47,7 +47,7 @@ fn every_example_is_accepted() {
         assert_eq!(matches!(store, StoreConfig::File(_)), name == "single-node", "{name}");
         seen.insert(name);
     }
-    let expected = ["bgp", "bgp-reflector", "host-gw", "single-node", "vxlan"];
+    let expected = ["bgp", "bgp-reflector", "host-gw", "ipip", "single-node", "vxlan", "wireguard"];
     assert_eq!(seen.iter().map(String::as_str).collect::<Vec<_>>(), expected);
 }
 

@@ -221,6 +221,7 @@ mod tests {
             labels: BTreeMap::new(),
             asn: None,
             vtep_mac: None,
+            wireguard_key: None,
             version: "test".to_owned(),
         }
     }
@@ -371,6 +372,7 @@ mod tests {
             namespace_selector: None,
             nat: true,
             assignment: Assignment::default(),
+            encapsulation: None,
             disabled: false,
         };
         view.pools.insert("default".parse().unwrap(), pool.clone());

@@ -132,6 +132,7 @@ impl Core {
             labels: self.me.labels.clone(),
             asn: self.me.asn,
             vtep_mac: Some(names::vtep_mac(self.me.node.as_str(), names::VXLAN_DEVICE)),
+            wireguard_key: self.me.wireguard_key,
             version: self.me.version.clone(),
         }
     }

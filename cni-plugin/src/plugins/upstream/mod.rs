@@ -8,6 +8,7 @@
 //! Versions from 0.3.0 on are served. State is the node's: nothing here reads a node file or a lease of Podway.
 
 mod bandwidth;
+mod conditions;
 pub mod host_local;
 mod loopback;
 mod masquerade;

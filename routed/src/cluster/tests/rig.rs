@@ -44,6 +44,7 @@ pub(super) fn identity(i: usize) -> Identity {
         boot_id: boot(i).parse().unwrap(),
         labels: BTreeMap::from([("zone".to_owned(), format!("z{}", i % 3))]),
         asn: None,
+        wireguard_key: None,
         version: "0.0.0".into(),
         node_file: "/nonexistent/node.json".into(),
         ipam_dir: "/nonexistent/ipam".into(),
@@ -427,6 +428,7 @@ impl Rig {
             labels: BTreeMap::new(),
             asn: None,
             vtep_mac: None,
+            wireguard_key: None,
             version: String::new(),
         };
         self.put(&Key::Node(node.node), &encode(&record));
