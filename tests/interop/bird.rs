@@ -8,26 +8,22 @@ use std::rc::Rc;
 
 use anyhow::{Context as _, Result};
 use podway_testkit::lab::find_tool;
-use podway_testkit::process::{Process, tail};
 
-use crate::rig::{self, KEY, Link, MARK, Role, Route, Side, Speaker, What};
+use crate::rig::{self, Daemon, KEY, Link, MARK, Role, Route, Side, Speaker, What};
 
 pub(crate) struct Bird {
-    link: Rc<Link>,
-    place: usize,
-    side: Side,
+    daemon: Daemon,
     programs: [PathBuf; 2],
-    process: Option<Process>,
 }
 
 impl Bird {
     pub(crate) fn new(link: &Rc<Link>, place: usize, side: Side) -> Option<Self> {
         let programs = [find_tool("bird")?, find_tool("birdc")?];
-        Some(Self { link: Rc::clone(link), place, side, programs, process: None })
+        Some(Self { daemon: Daemon::new(link, place, side), programs })
     }
 
     fn config(&self) -> String {
-        let Side { number, v4, v6, asn, .. } = &self.side;
+        let Side { number, v4, v6, asn, .. } = &self.daemon.side;
         let marks = format!(
             "{{ bgp_community.add(({MARK},{number})); bgp_large_community.add(({MARK},0,{number})); }}"
         );
@@ -35,19 +31,19 @@ impl Bird {
             "router id {v4};\nlog stderr all;\ngraceful restart wait 20;\nprotocol device {{}}\n\
              protocol bfd {{ interface \"*\" {{ interval 100 ms; multiplier 5; }}; }}\nprotocol static {{ ipv4;\n"
         );
-        for prefix in self.side.prefixes4() {
+        for prefix in self.daemon.side.prefixes4() {
             let _ = writeln!(text, " route {prefix} blackhole {marks};");
         }
         let _ = writeln!(
             text,
             "}}\nprotocol static {{ ipv6; route {} blackhole {marks}; }}",
-            self.side.prefix6()
+            self.daemon.side.prefix6()
         );
-        for (at, peer) in self.side.peers.iter().enumerate() {
+        for (at, peer) in self.daemon.side.peers.iter().enumerate() {
             let client = if peer.role == Role::Client { "rr client;" } else { "" };
-            let paths = if self.side.add_path { "add paths on;" } else { "" };
+            let paths = if self.daemon.side.add_path { "add paths on;" } else { "" };
             // Directly, it would tell its link-local address beside the global one, which not everybody shows.
-            let bfd = if self.side.bfd { "direct; bfd on;" } else { "multihop;" };
+            let bfd = if self.daemon.side.bfd { "direct; bfd on;" } else { "multihop;" };
             let _ = writeln!(
                 text,
                 "protocol bgp peer{at} {{\n local {v4} as {asn};\n neighbor {} as {};\n {client} {bfd}\n\
@@ -62,43 +58,38 @@ impl Bird {
     }
 
     fn ask(&self, question: &str) -> Result<String> {
-        let socket = self.side.dir.join("s").display().to_string();
+        let socket = self.daemon.side.socket.display().to_string();
         let arguments: Vec<&str> = ["-s", &socket].into_iter().chain(question.split(' ')).collect();
-        rig::ask(&self.link.places[self.place].0, &self.programs[1], &arguments)
+        rig::ask(self.daemon.place(), &self.programs[1], &arguments)
     }
 
     fn protocol(&self, peer: Ipv4Addr) -> Result<String> {
-        let at = self.side.peers.iter().position(|one| one.v4 == peer).context("no such neighbour")?;
+        let at = self.daemon.side.peers.iter().position(|one| one.v4 == peer).context("no such neighbour")?;
         Ok(format!("peer{at}"))
     }
 }
 
 impl Speaker for Bird {
+    fn daemon(&mut self) -> &mut Daemon {
+        &mut self.daemon
+    }
+
     fn name(&self) -> &'static str {
         "bird"
     }
 
-    fn start(&mut self, again: bool) -> Result<()> {
-        let config = self.side.write("bird.conf", &self.config())?;
+    fn command(&mut self, again: bool) -> Result<Command> {
+        let config = self.daemon.side.write("bird.conf", &self.config())?;
         let mut command = Command::new(&self.programs[0]);
-        command.arg("-f").arg("-c").arg(config).arg("-s").arg(self.side.dir.join("s"));
-        command.arg("-P").arg(self.side.dir.join("pid"));
+        command.arg("-f").arg("-c").arg(config).arg("-s").arg(&self.daemon.side.socket);
+        command.arg("-P").arg(self.daemon.side.dir.join("pid"));
         if again {
             command.arg("-R");
         }
-        let log = self.side.dir.join("log");
-        self.process = Some(Process::start(&self.link.places[self.place].0, "bird", command, &log)?);
-        Ok(())
+        Ok(command)
     }
 
-    fn kill(&mut self) -> Result<()> {
-        self.process.take().context("it does not run")?.kill()
-    }
-
-    fn is_up(&mut self, peer: Ipv4Addr) -> Result<bool> {
-        if let Some(process) = &mut self.process {
-            process.ensure_running()?;
-        }
+    fn established(&mut self, peer: Ipv4Addr) -> Result<bool> {
         Ok(self.ask(&format!("show protocols {}", self.protocol(peer)?))?.contains("Established"))
     }
 
@@ -125,10 +116,6 @@ impl Speaker for Bird {
 
     fn lacks(&self, _what: What) -> Option<&'static str> {
         None
-    }
-
-    fn log(&self) -> String {
-        tail(&self.side.dir.join("log"), 30)
     }
 }
 

@@ -9,33 +9,29 @@ use std::rc::Rc;
 
 use anyhow::{Context as _, Result};
 use podway_testkit::lab::find_tool;
-use podway_testkit::process::{Process, tail};
 use serde_json::Value;
 
-use crate::rig::{self, KEY, Link, MARK, Route, Side, Speaker, What};
+use crate::rig::{self, Daemon, KEY, Link, MARK, Route, Side, Speaker, What};
 
 pub(crate) struct Exabgp {
-    link: Rc<Link>,
-    place: usize,
-    side: Side,
+    daemon: Daemon,
     python: PathBuf,
     packages: PathBuf,
-    process: Option<Process>,
 }
 
 impl Exabgp {
     pub(crate) fn new(link: &Rc<Link>, place: usize, side: Side) -> Option<Self> {
         let packages = rig::program("exabgp", "usr/lib/python3/dist-packages")?;
         let python = find_tool("python3")?;
-        Some(Self { link: Rc::clone(link), place, side, python, packages, process: None })
+        Some(Self { daemon: Daemon::new(link, place, side), python, packages })
     }
 
     fn config(&self, script: &str) -> String {
-        let Side { number, v4, v6, asn, .. } = &self.side;
+        let Side { number, v4, v6, asn, .. } = &self.daemon.side;
         let mut text = format!("process watch {{\n run {script};\n encoder json;\n}}\n");
         let marks = format!("community [{MARK}:{number}] large-community [{MARK}:0:{number}]");
-        for peer in &self.side.peers {
-            let paths = if self.side.add_path { "add-path send/receive;" } else { "" };
+        for peer in &self.daemon.side.peers {
+            let paths = if self.daemon.side.add_path { "add-path send/receive;" } else { "" };
             let _ = writeln!(
                 text,
                 "neighbor {} {{\n router-id {v4}; local-address {v4}; local-as {asn}; peer-as {}; hold-time 9;\n md5-password \"{KEY}\";\n\
@@ -44,28 +40,32 @@ impl Exabgp {
                  api {{ processes [ watch ]; neighbor-changes; receive {{ parsed; update; }} }}\n static {{",
                 peer.v4, peer.asn
             );
-            for prefix in self.side.prefixes4() {
+            for prefix in self.daemon.side.prefixes4() {
                 let _ = writeln!(text, "  route {prefix} next-hop {v4} {marks};");
             }
-            let _ = writeln!(text, "  route {} next-hop {v6} {marks};\n }}\n}}", self.side.prefix6());
+            let _ = writeln!(text, "  route {} next-hop {v6} {marks};\n }}\n}}", self.daemon.side.prefix6());
         }
         text
     }
 
     /// What came from a neighbour, in order.
     fn events(&self) -> Vec<Value> {
-        let text = std::fs::read_to_string(self.side.dir.join("events")).unwrap_or_default();
+        let text = std::fs::read_to_string(self.daemon.side.dir.join("events")).unwrap_or_default();
         text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 }
 
 impl Speaker for Exabgp {
+    fn daemon(&mut self) -> &mut Daemon {
+        &mut self.daemon
+    }
+
     fn name(&self) -> &'static str {
         "exabgp"
     }
 
-    fn start(&mut self, _again: bool) -> Result<()> {
-        let (events, orders) = (self.side.dir.join("events"), self.side.dir.join("orders"));
+    fn command(&mut self, _again: bool) -> Result<Command> {
+        let (events, orders) = (self.daemon.side.dir.join("events"), self.daemon.side.dir.join("orders"));
         let _ = std::fs::remove_file(&events);
         let script = format!(
             "#!{python}\nimport os, sys, threading\norders, events = {orders:?}, {events:?}\n\
@@ -79,9 +79,9 @@ impl Speaker for Exabgp {
             orders = orders.display().to_string(),
             events = events.display().to_string(),
         );
-        let script = self.side.write("watch.py", &script)?;
+        let script = self.daemon.side.write("watch.py", &script)?;
         std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
-        let config = self.side.write("exabgp.conf", &self.config(&script.display().to_string()))?;
+        let config = self.daemon.side.write("exabgp.conf", &self.config(&script.display().to_string()))?;
         let mut command = Command::new(&self.python);
         command.args(["-m", "exabgp"]).arg(config).env("PYTHONPATH", &self.packages);
         command
@@ -89,22 +89,13 @@ impl Speaker for Exabgp {
             .env("exabgp.log.destination", "stderr")
             .env("exabgp.api.ack", "false");
         command
-            .env("exabgp.tcp.bind", self.side.v4.to_string())
+            .env("exabgp.tcp.bind", self.daemon.side.v4.to_string())
             .env("exabgp.tcp.port", "179")
             .env("exabgp.api.cli", "false");
-        let log = self.side.dir.join("log");
-        self.process = Some(Process::start(&self.link.places[self.place].0, "exabgp", command, &log)?);
-        Ok(())
+        Ok(command)
     }
 
-    fn kill(&mut self) -> Result<()> {
-        self.process.take().context("it does not run")?.kill()
-    }
-
-    fn is_up(&mut self, peer: Ipv4Addr) -> Result<bool> {
-        if let Some(process) = &mut self.process {
-            process.ensure_running()?;
-        }
+    fn established(&mut self, peer: Ipv4Addr) -> Result<bool> {
         let mut states = self.events().into_iter().filter(|event| {
             event["type"] == "state" && event["neighbor"]["address"]["peer"] == peer.to_string()
         });
@@ -149,7 +140,7 @@ impl Speaker for Exabgp {
 
     fn refresh(&mut self, peer: Ipv4Addr) -> Result<()> {
         let order = format!("neighbor {peer} announce route-refresh ipv4 unicast\n");
-        std::fs::write(self.side.dir.join("orders"), order).context("tell exabgp")
+        std::fs::write(self.daemon.side.dir.join("orders"), order).context("tell exabgp")
     }
 
     fn updates(&mut self, _peer: Ipv4Addr) -> Result<u64> {
@@ -167,9 +158,5 @@ impl Speaker for Exabgp {
             What::Helper => Some("keeps no route over a restart (its README: it keeps no table)"),
             _ => None,
         }
-    }
-
-    fn log(&self) -> String {
-        tail(&self.side.dir.join("log"), 30)
     }
 }

@@ -8,18 +8,17 @@ use std::rc::Rc;
 
 use anyhow::{Context as _, Result};
 use podway_testkit::mounts;
-use podway_testkit::process::{Process, tail};
+use podway_testkit::process::Process;
 use serde_json::Value;
 
-use crate::rig::{self, KEY, Link, MARK, Role, Route, Side, Speaker, What};
+use crate::rig::{self, Daemon, KEY, Link, MARK, Role, Route, Side, Speaker, What};
 
 pub(crate) struct Frr {
-    link: Rc<Link>,
-    place: usize,
-    side: Side,
+    /// bgpd.
+    daemon: Daemon,
     root: PathBuf,
+    /// zebra and bfdd: they stay when bgpd is killed.
     others: Vec<Process>,
-    bgpd: Option<Process>,
 }
 
 impl Frr {
@@ -30,18 +29,12 @@ impl Frr {
         let open = || std::fs::write("/etc/frr/vtysh.conf", "username root nopassword\n");
         here.enter(open)?.context("write vtysh.conf")?;
         // The package's users, which nothing was installed for.
-        for (file, line) in [
-            ("/etc/passwd", "frr:x:990:990::/:/bin/false"),
-            ("/etc/group", "frr:x:990:root\nfrrvty:x:991:root"),
-        ] {
-            let text = std::fs::read_to_string(file).with_context(|| format!("read {file}"))?;
-            mounts::cover_file(here, file, &format!("{}\n{line}\n", text.trim_end()))?;
-        }
-        Ok(Some(Self { link: Rc::clone(link), place, side, root, others: vec![], bgpd: None }))
+        rig::add_users(here, "frr:x:990:990::/:/bin/false", "frr:x:990:root\nfrrvty:x:991:root")?;
+        Ok(Some(Self { daemon: Daemon::new(link, place, side), root, others: vec![] }))
     }
 
     fn config(&self) -> String {
-        let Side { number, v4, v6, asn, .. } = &self.side;
+        let Side { number, v4, v6, asn, .. } = &self.daemon.side;
         // Route maps come first: a network that is read before its map is not announced.
         let mut text = format!(
             "log stdout\ndebug bgp neighbor-events\n\
@@ -53,31 +46,35 @@ impl Frr {
              no bgp default ipv4-unicast\n no bgp network import-check\n bgp graceful-restart\n \
              bgp graceful-restart preserve-fw-state\n bgp graceful-restart select-defer-time 20\n \
              bgp graceful-restart stalepath-time 60\n",
-            self.side.prefix6()
+            self.daemon.side.prefix6()
         );
-        for peer in &self.side.peers {
+        for peer in &self.daemon.side.peers {
             let _ = write!(
                 text,
                 " neighbor {0} remote-as {1}\n neighbor {0} password {KEY}\n neighbor {0} timers 3 9\n \
                  neighbor {0} timers connect 1\n neighbor {0} advertisement-interval 0\n",
                 peer.v4, peer.asn
             );
-            if self.side.bfd {
+            if self.daemon.side.bfd {
                 let _ = writeln!(text, " neighbor {0} bfd\n neighbor {0} bfd 5 100 100", peer.v4);
             }
         }
         for family in ["ipv4", "ipv6"] {
             let _ = writeln!(text, " address-family {family} unicast");
-            let own = if family == "ipv4" { self.side.prefixes4() } else { vec![self.side.prefix6()] };
+            let own = if family == "ipv4" {
+                self.daemon.side.prefixes4()
+            } else {
+                vec![self.daemon.side.prefix6()]
+            };
             for prefix in own {
                 let _ = writeln!(text, "  network {prefix} route-map OWN");
             }
-            for peer in &self.side.peers {
+            for peer in &self.daemon.side.peers {
                 let _ = writeln!(text, "  neighbor {} activate", peer.v4);
                 if peer.role == Role::Client {
                     let _ = writeln!(text, "  neighbor {} route-reflector-client", peer.v4);
                 }
-                if self.side.add_path {
+                if self.daemon.side.add_path {
                     let _ = writeln!(text, "  neighbor {} addpath-tx-all-paths", peer.v4);
                 }
                 if family == "ipv6" {
@@ -95,16 +92,19 @@ impl Frr {
         format!("{}:{given}", self.root.join("usr/lib/x86_64-linux-gnu/frr").display())
     }
 
-    fn daemon(&self, name: &str, arguments: &[&str]) -> Result<Process> {
+    fn program(&self, name: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(self.root.join("usr/lib/frr").join(name));
         command.args(["-u", "root", "-g", "root", "-A", "127.0.0.1", "--log", "stdout"]);
         command.args(arguments).env("LD_LIBRARY_PATH", self.libraries());
-        Process::start(
-            &self.link.places[self.place].0,
-            name,
-            command,
-            &self.side.dir.join(format!("{name}.log")),
-        )
+        command
+    }
+
+    /// Starts one that bgpd asks.
+    fn beside(&mut self, name: &str, config: &str) -> Result<()> {
+        let (command, log) =
+            (self.program(name, &["-f", config]), self.daemon.side.dir.join(format!("{name}.log")));
+        self.others.push(Process::start(self.daemon.place(), name, command, &log)?);
+        Ok(())
     }
 
     fn ask(&self, question: &str) -> Result<Value> {
@@ -115,7 +115,7 @@ impl Frr {
             command.args(["-d", "bfdd", "-c", question]);
         }
         command.env("LD_LIBRARY_PATH", self.libraries());
-        let output = self.link.places[self.place].0.output(command, b"")?;
+        let output = self.daemon.place().output(command, b"")?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         if question.ends_with("json") {
             return serde_json::from_str(&text).with_context(|| {
@@ -127,33 +127,28 @@ impl Frr {
 }
 
 impl Speaker for Frr {
+    fn daemon(&mut self) -> &mut Daemon {
+        &mut self.daemon
+    }
+
     fn name(&self) -> &'static str {
         "frr"
     }
 
-    fn start(&mut self, again: bool) -> Result<()> {
-        let config = self.side.write("bgpd.conf", &self.config())?;
-        let nothing = self.side.write("nothing.conf", "")?.display().to_string();
+    fn command(&mut self, again: bool) -> Result<Command> {
+        let config = self.daemon.side.write("bgpd.conf", &self.config())?.display().to_string();
+        let nothing = self.daemon.side.write("nothing.conf", "")?.display().to_string();
         if !again {
-            self.others.push(self.daemon("zebra", &["-f", &nothing])?);
+            self.beside("zebra", &nothing)?;
             let socket = std::path::Path::new("/run/frr/zserv.api");
-            let place = &self.link.places[self.place].0;
+            let place = self.daemon.place();
             rig::until("zebra listens", || place.enter(|| Ok(socket.exists()))?)?;
-            self.others.push(self.daemon("bfdd", &["-f", &nothing])?);
+            self.beside("bfdd", &nothing)?;
         }
-        let own = self.side.v4.to_string();
-        self.bgpd = Some(self.daemon("bgpd", &["-n", "-f", &config.display().to_string(), "-l", &own])?);
-        Ok(())
+        Ok(self.program("bgpd", &["-n", "-f", &config, "-l", &self.daemon.side.v4.to_string()]))
     }
 
-    fn kill(&mut self) -> Result<()> {
-        self.bgpd.take().context("it does not run")?.kill()
-    }
-
-    fn is_up(&mut self, peer: Ipv4Addr) -> Result<bool> {
-        if let Some(process) = &mut self.bgpd {
-            process.ensure_running()?;
-        }
+    fn established(&mut self, peer: Ipv4Addr) -> Result<bool> {
         let answer = self.ask(&format!("show bgp neighbors {peer} json"))?;
         Ok(answer[peer.to_string()]["bgpState"] == "Established")
     }
@@ -200,9 +195,5 @@ impl Speaker for Frr {
 
     fn lacks(&self, _what: What) -> Option<&'static str> {
         None
-    }
-
-    fn log(&self) -> String {
-        tail(&self.side.dir.join("bgpd.log"), 30)
     }
 }

@@ -8,34 +8,30 @@ use std::rc::Rc;
 
 use anyhow::{Context as _, Result};
 use podway_testkit::lab::find_tool;
-use podway_testkit::process::{Process, tail};
 use serde_json::Value;
 
-use crate::rig::{self, KEY, Link, MARK, Role, Route, Side, Speaker, What};
+use crate::rig::{self, Daemon, KEY, Link, MARK, Role, Route, Side, Speaker, What};
 
 /// `SESSION_STATE_ESTABLISHED` of its API.
 const ESTABLISHED: u64 = 6;
 
 pub(crate) struct Gobgp {
-    link: Rc<Link>,
-    place: usize,
-    side: Side,
+    daemon: Daemon,
     programs: [PathBuf; 2],
-    process: Option<Process>,
 }
 
 impl Gobgp {
     pub(crate) fn new(link: &Rc<Link>, place: usize, side: Side) -> Option<Self> {
         let programs = [find_tool("gobgpd")?, find_tool("gobgp")?];
-        Some(Self { link: Rc::clone(link), place, side, programs, process: None })
+        Some(Self { daemon: Daemon::new(link, place, side), programs })
     }
 
     fn config(&self) -> String {
-        let Side { v4, asn, .. } = &self.side;
+        let Side { v4, asn, .. } = &self.daemon.side;
         let mut text = format!(
             "[global.config]\nas = {asn}\nrouter-id = \"{v4}\"\nport = 179\nlocal-address-list = [\"{v4}\"]\n"
         );
-        for peer in &self.side.peers {
+        for peer in &self.daemon.side.peers {
             let _ = write!(
                 text,
                 "[[neighbors]]\n[neighbors.config]\nneighbor-address = \"{}\"\npeer-as = {}\nauth-password = \"{KEY}\"\n\
@@ -56,7 +52,7 @@ impl Gobgp {
                     "[[neighbors.afi-safis]]\n[neighbors.afi-safis.config]\nafi-safi-name = \"{family}\"\n\
                      [neighbors.afi-safis.mp-graceful-restart.config]\nenabled = true"
                 );
-                if self.side.add_path {
+                if self.daemon.side.add_path {
                     text.push_str("[neighbors.afi-safis.add-paths.config]\nreceive = true\nsend-max = 4\n");
                 }
             }
@@ -65,7 +61,7 @@ impl Gobgp {
     }
 
     fn ask(&self, arguments: &[&str]) -> Result<String> {
-        rig::ask(&self.link.places[self.place].0, &self.programs[1], arguments)
+        rig::ask(self.daemon.place(), &self.programs[1], arguments)
     }
 
     fn neighbour(&self, peer: Ipv4Addr) -> Result<Value> {
@@ -74,9 +70,10 @@ impl Gobgp {
     }
 
     fn announce(&self) -> Result<()> {
-        let Side { number, v4, v6, .. } = &self.side;
-        let v4_routes = self.side.prefixes4().into_iter().map(|prefix| (prefix, v4.to_string(), "ipv4"));
-        let v6_route = (self.side.prefix6(), v6.to_string(), "ipv6");
+        let Side { number, v4, v6, .. } = &self.daemon.side;
+        let v4_routes =
+            self.daemon.side.prefixes4().into_iter().map(|prefix| (prefix, v4.to_string(), "ipv4"));
+        let v6_route = (self.daemon.side.prefix6(), v6.to_string(), "ipv6");
         for (prefix, hop, family) in v4_routes.chain([v6_route]) {
             let (community, large) = (format!("{MARK}:{number}"), format!("{MARK}:0:{number}"));
             let arguments = [
@@ -100,31 +97,30 @@ impl Gobgp {
 }
 
 impl Speaker for Gobgp {
+    fn daemon(&mut self) -> &mut Daemon {
+        &mut self.daemon
+    }
+
     fn name(&self) -> &'static str {
         "gobgp"
     }
 
-    fn start(&mut self, again: bool) -> Result<()> {
-        let config = self.side.write("gobgpd.toml", &self.config())?;
+    fn command(&mut self, again: bool) -> Result<Command> {
+        let config = self.daemon.side.write("gobgpd.toml", &self.config())?;
         let mut command = Command::new(&self.programs[0]);
         command.arg("-f").arg(config).args(["--log-level", "info", "--api-hosts", "127.0.0.1:50051"]);
         command.arg("--pprof-disable");
         if again {
             command.arg("-r");
         }
-        let log = self.side.dir.join("log");
-        self.process = Some(Process::start(&self.link.places[self.place].0, "gobgpd", command, &log)?);
+        Ok(command)
+    }
+
+    fn started(&mut self) -> Result<()> {
         self.announce()
     }
 
-    fn kill(&mut self) -> Result<()> {
-        self.process.take().context("it does not run")?.kill()
-    }
-
-    fn is_up(&mut self, peer: Ipv4Addr) -> Result<bool> {
-        if let Some(process) = &mut self.process {
-            process.ensure_running()?;
-        }
+    fn established(&mut self, peer: Ipv4Addr) -> Result<bool> {
         Ok(self.neighbour(peer)?["state"]["session_state"].as_u64() == Some(ESTABLISHED))
     }
 
@@ -164,10 +160,6 @@ impl Speaker for Gobgp {
             ),
             _ => None,
         }
-    }
-
-    fn log(&self) -> String {
-        tail(&self.side.dir.join("log"), 30)
     }
 }
 

@@ -102,6 +102,7 @@ fn prepare(test: &str, [a, b]: [Kind; 2], role: Role, bfd: bool) -> Result<Optio
             asn: asn(number),
             peers,
             dir,
+            socket: link.sockets.path().join(number.to_string()),
             common: reflects && (number == reflector || number == 3),
             add_path: reflects,
             bfd,

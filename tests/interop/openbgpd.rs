@@ -8,17 +8,14 @@ use std::rc::Rc;
 
 use anyhow::{Context as _, Result};
 use podway_testkit::mounts;
-use podway_testkit::process::{Process, tail};
 use serde_json::Value;
 
-use crate::rig::{self, KEY, Link, MARK, Role, Route, Side, Speaker, What};
+use crate::rig::{self, Daemon, KEY, Link, MARK, Role, Route, Side, Speaker, What};
 
+/// Its other processes end with the first one, by their closed pipes.
 pub(crate) struct Openbgpd {
-    link: Rc<Link>,
-    place: usize,
-    side: Side,
+    daemon: Daemon,
     root: PathBuf,
-    process: Option<Process>,
 }
 
 impl Openbgpd {
@@ -26,29 +23,23 @@ impl Openbgpd {
         let Some(root) = rig::program("openbgpd", "usr/sbin") else { return Ok(None) };
         let here = &link.places[place].0;
         mounts::make_private(here, &["/run/openbgpd"])?;
-        for (file, line) in [
-            ("/etc/passwd", "_openbgpd:x:990:990::/run/openbgpd:/bin/false"),
-            ("/etc/group", "_openbgpd:x:990:"),
-        ] {
-            let text = std::fs::read_to_string(file).with_context(|| format!("read {file}"))?;
-            mounts::cover_file(here, file, &format!("{}\n{line}\n", text.trim_end()))?;
-        }
-        Ok(Some(Self { link: Rc::clone(link), place, side, root, process: None }))
+        rig::add_users(here, "_openbgpd:x:990:990::/run/openbgpd:/bin/false", "_openbgpd:x:990:")?;
+        Ok(Some(Self { daemon: Daemon::new(link, place, side), root }))
     }
 
     fn config(&self) -> String {
-        let Side { number, v4, v6, asn, .. } = &self.side;
+        let Side { number, v4, v6, asn, .. } = &self.daemon.side;
         let mut text = format!(
             "AS {asn}\nrouter-id {v4}\nlisten on {v4}\nfib-update no\nnexthop qualify via default\nholdtime 9\nconnect-retry 1\n"
         );
         let marks = format!("community {MARK}:{number} large-community {MARK}:0:{number}");
-        for prefix in self.side.prefixes4() {
+        for prefix in self.daemon.side.prefixes4() {
             let _ = writeln!(text, "network {prefix} set {{ {marks} nexthop {v4} }}");
         }
-        let _ = writeln!(text, "network {} set {{ {marks} nexthop {v6} }}", self.side.prefix6());
-        for peer in &self.side.peers {
+        let _ = writeln!(text, "network {} set {{ {marks} nexthop {v6} }}", self.daemon.side.prefix6());
+        for peer in &self.daemon.side.peers {
             let reflects = if peer.role == Role::Client { "route-reflector" } else { "" };
-            let paths = if self.side.add_path {
+            let paths = if self.daemon.side.add_path {
                 "announce add-path recv yes\nannounce add-path send all"
             } else {
                 ""
@@ -63,14 +54,14 @@ impl Openbgpd {
         let _ = write!(
             text,
             "allow from any\nallow to any\nmatch to any prefix {} set nexthop {v6}\n",
-            self.side.prefix6()
+            self.daemon.side.prefix6()
         );
         text
     }
 
     fn ask(&self, arguments: &[&str]) -> Result<Value> {
         let arguments: Vec<&str> = ["-j"].iter().chain(arguments).copied().collect();
-        rig::ask_json(&self.link.places[self.place].0, &self.root.join("bgpctl"), &arguments)
+        rig::ask_json(self.daemon.place(), &self.root.join("bgpctl"), &arguments)
     }
 
     fn neighbour(&self, peer: Ipv4Addr) -> Result<Value> {
@@ -80,29 +71,23 @@ impl Openbgpd {
 }
 
 impl Speaker for Openbgpd {
+    fn daemon(&mut self) -> &mut Daemon {
+        &mut self.daemon
+    }
+
     fn name(&self) -> &'static str {
         "openbgpd"
     }
 
-    fn start(&mut self, _again: bool) -> Result<()> {
-        let config = self.side.write("bgpd.conf", &self.config())?;
+    fn command(&mut self, _again: bool) -> Result<Command> {
+        let config = self.daemon.side.write("bgpd.conf", &self.config())?;
         std::fs::set_permissions(&config, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
         let mut command = Command::new(self.root.join("bgpd"));
         command.arg("-d").arg("-v").arg("-f").arg(config);
-        let log = self.side.dir.join("log");
-        self.process = Some(Process::start(&self.link.places[self.place].0, "openbgpd", command, &log)?);
-        Ok(())
+        Ok(command)
     }
 
-    fn kill(&mut self) -> Result<()> {
-        // Its other processes end with it, by their closed pipes.
-        self.process.take().context("it does not run")?.kill()
-    }
-
-    fn is_up(&mut self, peer: Ipv4Addr) -> Result<bool> {
-        if let Some(process) = &mut self.process {
-            process.ensure_running()?;
-        }
+    fn established(&mut self, peer: Ipv4Addr) -> Result<bool> {
         Ok(self.neighbour(peer)?["state"] == "Established")
     }
 
@@ -123,7 +108,7 @@ impl Speaker for Openbgpd {
 
     fn refresh(&mut self, peer: Ipv4Addr) -> Result<()> {
         let arguments = ["neighbor", &peer.to_string(), "refresh"];
-        rig::ask(&self.link.places[self.place].0, &self.root.join("bgpctl"), &arguments).map(drop)
+        rig::ask(self.daemon.place(), &self.root.join("bgpctl"), &arguments).map(drop)
     }
 
     fn updates(&mut self, peer: Ipv4Addr) -> Result<u64> {
@@ -144,14 +129,10 @@ impl Speaker for Openbgpd {
             What::Restart => {
                 Some("restarts without the R and F bits (bgpd.conf(5), announce restart: End-of-RIB only)")
             }
-            What::V6 if self.side.peers[0].role == Role::External => Some(
+            What::V6 if self.daemon.side.peers[0].role == Role::External => Some(
                 "7.7 tells ::1 as IPv6 next hop over an IPv4 session with another AS (bird_and_openbgpd::as_neighbour_outside: to BIRD too)",
             ),
             _ => None,
         }
-    }
-
-    fn log(&self) -> String {
-        tail(&self.side.dir.join("log"), 30)
     }
 }

@@ -10,24 +10,20 @@ use anyhow::{Context as _, Result, bail};
 use podway_daemon::client::Client;
 use podway_model::socket::{BgpPeerStatus, RoutedReply, RoutedRequest};
 use podway_testkit::lab::Programs;
-use podway_testkit::process::{Process, tail};
 
-use crate::rig::{KEY, Link, MARK, Role, Route, Side, Speaker, What};
+use crate::rig::{Daemon, KEY, Link, MARK, Role, Route, Side, Speaker, What};
 
 pub(crate) struct Ours {
-    link: Rc<Link>,
-    place: usize,
-    side: Side,
-    process: Option<Process>,
+    daemon: Daemon,
 }
 
 impl Ours {
     pub(crate) fn new(link: &Rc<Link>, place: usize, side: Side) -> Self {
-        Self { link: Rc::clone(link), place, side, process: None }
+        Self { daemon: Daemon::new(link, place, side) }
     }
 
     fn config(&self) -> String {
-        let Side { number, v4, v6, asn, dir, .. } = &self.side;
+        let Side { number, v4, v6, asn, dir, socket, .. } = &self.daemon.side;
         let mut text = format!(
             "asn: {asn}\nrouterId: {v4}\nlisten: ['{v4}:179', '[{v6}]:179']\nsocket: {socket}\nholdTime: 9\nlog: debug\n\
              gracefulRestart: {{restartTime: 60, deferralTime: 20, peersFile: {peers}}}\n\
@@ -35,18 +31,18 @@ impl Ours {
              set: [{{addCommunity: '{MARK}:{number}'}}, {{addCommunity: '{MARK}:0:{number}'}}]\n        verdict: accept\n    \
              otherwise: accept\n  everything: {{otherwise: accept}}\n\
              originate:\n",
-            socket = self.socket().display(),
+            socket = socket.display(),
             peers = dir.join("peers.json").display(),
         );
-        for prefix in self.side.prefixes4() {
+        for prefix in self.daemon.side.prefixes4() {
             let _ = writeln!(text, "  - {{prefix: {prefix}, nextHop: {v4}}}");
         }
-        let _ = writeln!(text, "  - {{prefix: '{}', nextHop: '{v6}'}}", self.side.prefix6());
+        let _ = writeln!(text, "  - {{prefix: '{}', nextHop: '{v6}'}}", self.daemon.side.prefix6());
         text.push_str("neighbours:\n");
-        for peer in &self.side.peers {
+        for peer in &self.daemon.side.peers {
             let role = if peer.role == Role::Mesh { "internal" } else { peer.role.as_str() };
-            let paths = if self.side.add_path { ", addPathReceive: true, addPathSend: 4" } else { "" };
-            let bfd = if self.side.bfd { ", bfd: {intervalMs: 100, multiplier: 5}" } else { "" };
+            let paths = if self.daemon.side.add_path { ", addPathReceive: true, addPathSend: 4" } else { "" };
+            let bfd = if self.daemon.side.bfd { ", bfd: {intervalMs: 100, multiplier: 5}" } else { "" };
             let _ = writeln!(
                 text,
                 "  - {{address: {}, options: {{asn: {}, role: {role}, localAddress: {v4}, md5File: {}, \
@@ -59,12 +55,8 @@ impl Ours {
         text
     }
 
-    fn socket(&self) -> std::path::PathBuf {
-        self.side.dir.join("s")
-    }
-
     fn ask(&self, question: &RoutedRequest) -> Result<RoutedReply> {
-        Ok(Client::connect(&self.socket(), Duration::from_secs(5))?.ask(question)?)
+        Ok(Client::connect(&self.daemon.side.socket, Duration::from_secs(5))?.ask(question)?)
     }
 
     fn peer(&self, peer: Ipv4Addr) -> Result<BgpPeerStatus> {
@@ -76,29 +68,23 @@ impl Ours {
 }
 
 impl Speaker for Ours {
+    fn daemon(&mut self) -> &mut Daemon {
+        &mut self.daemon
+    }
+
     fn name(&self) -> &'static str {
         "podway"
     }
 
-    fn start(&mut self, _again: bool) -> Result<()> {
-        self.side.write("key", KEY)?;
-        let config = self.side.write("speaker.yaml", &self.config())?;
+    fn command(&mut self, _again: bool) -> Result<Command> {
+        self.daemon.side.write("key", KEY)?;
+        let config = self.daemon.side.write("speaker.yaml", &self.config())?;
         let mut command = Command::new(Programs::find()?.routed);
         command.arg("speaker").arg("--config").arg(config);
-        let log = self.side.dir.join("log");
-        self.process =
-            Some(Process::start(&self.link.places[self.place].0, "routed speaker", command, &log)?);
-        Ok(())
+        Ok(command)
     }
 
-    fn kill(&mut self) -> Result<()> {
-        self.process.take().context("it does not run")?.kill()
-    }
-
-    fn is_up(&mut self, peer: Ipv4Addr) -> Result<bool> {
-        if let Some(process) = &mut self.process {
-            process.ensure_running()?;
-        }
+    fn established(&mut self, peer: Ipv4Addr) -> Result<bool> {
         Ok(self.peer(peer)?.state == "Established")
     }
 
@@ -132,9 +118,5 @@ impl Speaker for Ours {
 
     fn lacks(&self, _what: What) -> Option<&'static str> {
         None
-    }
-
-    fn log(&self) -> String {
-        tail(&self.side.dir.join("log"), 30)
     }
 }

@@ -2,13 +2,17 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use podway_testkit::lab::Programs;
-use podway_testkit::lab::Underlay;
+use podway_testkit::lab::{Programs, Underlay};
+use podway_testkit::mounts;
 use podway_testkit::place::Place;
+use podway_testkit::process::{Process, tail};
 use podway_testkit::wait::wait_until;
+use tempfile::TempDir;
 
 /// How long anything may take; most takes a second.
 pub(crate) const LIMIT: Duration = Duration::from_secs(45);
@@ -72,6 +76,9 @@ pub(crate) struct Side {
     pub(crate) peers: Vec<Peer>,
     /// Where its files stand.
     pub(crate) dir: PathBuf,
+    /// Where it listens for questions. Not in `dir`: the path of a socket has 107 octets (unix(7)), and a target folder
+    /// may lie deep.
+    pub(crate) socket: PathBuf,
     /// Whether it originates [`COMMON`] too.
     pub(crate) common: bool,
     /// Whether several paths per destination are offered both ways.
@@ -112,18 +119,50 @@ pub(crate) struct Route {
     pub(crate) communities: Vec<String>,
 }
 
+/// A speaker's side in its place, and its program while that runs.
+pub(crate) struct Daemon {
+    link: Rc<Link>,
+    place: usize,
+    pub(crate) side: Side,
+    process: Option<Process>,
+}
+
+impl Daemon {
+    pub(crate) fn new(link: &Rc<Link>, place: usize, side: Side) -> Self {
+        Self { link: Rc::clone(link), place, side, process: None }
+    }
+
+    pub(crate) fn place(&self) -> &Place {
+        &self.link.places[self.place].0
+    }
+
+    /// Starts the program; what it says goes to its log.
+    fn start(&mut self, name: &str, command: Command) -> Result<()> {
+        self.process = Some(Process::start(self.place(), name, command, &self.log())?);
+        Ok(())
+    }
+
+    fn log(&self) -> PathBuf {
+        self.side.dir.join("log")
+    }
+}
+
 /// A program that speaks BGP.
 pub(crate) trait Speaker {
+    fn daemon(&mut self) -> &mut Daemon;
+
     fn name(&self) -> &'static str;
 
-    /// Starts it, or starts it again after [`Speaker::kill`]: `again`.
-    fn start(&mut self, again: bool) -> Result<()>;
+    /// How it is started for the first time, or `again`.
+    fn command(&mut self, again: bool) -> Result<Command>;
 
-    /// As `kill -9` does.
-    fn kill(&mut self) -> Result<()>;
+    /// What must be done after each start.
+    fn started(&mut self) -> Result<()> {
+        Ok(())
+    }
 
-    /// Whether the session with that neighbour is established.
-    fn is_up(&mut self, peer: Ipv4Addr) -> Result<bool>;
+    /// Whether it says that the session with that neighbour is established.
+    fn established(&mut self, peer: Ipv4Addr) -> Result<bool>;
 
     /// All paths that it knows.
     fn routes(&mut self) -> Result<Vec<Route>>;
@@ -140,8 +179,31 @@ pub(crate) trait Speaker {
     /// What it cannot do, with the place where that is said.
     fn lacks(&self, what: What) -> Option<&'static str>;
 
+    /// Starts it, or starts it again after [`Speaker::kill`]: `again`.
+    fn start(&mut self, again: bool) -> Result<()> {
+        let command = self.command(again)?;
+        let name = self.name();
+        self.daemon().start(name, command)?;
+        self.started()
+    }
+
+    /// As `kill -9` does.
+    fn kill(&mut self) -> Result<()> {
+        self.daemon().process.take().context("it does not run")?.kill()
+    }
+
+    /// Whether the session with that neighbour is established; an error at once where the program has ended.
+    fn is_up(&mut self, peer: Ipv4Addr) -> Result<bool> {
+        if let Some(process) = &mut self.daemon().process {
+            process.ensure_running()?;
+        }
+        self.established(peer)
+    }
+
     /// The end of its log, for errors.
-    fn log(&self) -> String;
+    fn log(&mut self) -> String {
+        tail(&self.daemon().log(), 30)
+    }
 }
 
 /// What a cell of the matrix is about.
@@ -195,6 +257,8 @@ pub(crate) struct Link {
     _underlay: Underlay,
     pub(crate) places: Vec<(Place, Ipv4Addr, Ipv6Addr)>,
     pub(crate) dir: PathBuf,
+    /// See [`Side::socket`].
+    pub(crate) sockets: TempDir,
 }
 
 impl Link {
@@ -211,7 +275,8 @@ impl Link {
             let (v4, v6) = underlay.join(&place, index)?;
             places.push((place, v4, v6));
         }
-        Ok(Self { _underlay: underlay, places, dir })
+        let sockets = tempfile::tempdir().context("make a folder for sockets")?;
+        Ok(Self { _underlay: underlay, places, dir, sockets })
     }
 }
 
@@ -242,9 +307,18 @@ pub(crate) fn program(package: &str, path: &str) -> Option<PathBuf> {
     found.exists().then_some(found)
 }
 
+/// Users and groups of a package that was unpacked and not installed, as the place sees them.
+pub(crate) fn add_users(place: &Place, users: &str, groups: &str) -> Result<()> {
+    for (file, lines) in [("/etc/passwd", users), ("/etc/group", groups)] {
+        let text = std::fs::read_to_string(file).with_context(|| format!("read {file}"))?;
+        mounts::cover_file(place, file, &format!("{}\n{lines}\n", text.trim_end()))?;
+    }
+    Ok(())
+}
+
 /// Runs a program to its end in a place; its standard output.
 pub(crate) fn ask(place: &Place, program: &Path, arguments: &[&str]) -> Result<String> {
-    let mut command = std::process::Command::new(program);
+    let mut command = Command::new(program);
     command.args(arguments);
     let output = place.output(command, b"")?;
     if !output.status.success() {
