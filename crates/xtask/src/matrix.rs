@@ -156,9 +156,7 @@ fn bgp(tools: &Tools, programs: &[TestProgram], rows: &mut Vec<Row>) -> Result<(
     for program in programs.iter().filter(interop) {
         let began = Instant::now();
         let mut cells = vec![];
-        let mut command = program.command(tools);
-        command.env("PODWAY_BGP_JUDGES", "1");
-        let ended = watched("matrix-bgp", command, 0, |line| {
+        let ended = watched("matrix-bgp", program.command(tools), 0, |line| {
             cells.extend(cell(line));
             false
         })?;
