@@ -15,6 +15,7 @@
 //! | [`objects`] | Kubernetes objects and Podway documents as text for `podwayctl apply` |
 //! | [`wait`] | waits for a condition, never for a time |
 //! | [`table`] | tables for people |
+//! | [`bench`] | what benchmarks have in common |
 //!
 //! Nothing of the host is touched: no link, route, rule, mount or file outside `target/lab` (logs). All that a
 //! lab makes hangs on its process: namespaces live as long as its threads, programs get SIGKILL when the thread
@@ -23,6 +24,7 @@
 //!
 //! Needs root. A test asks [`root_or_skip`] first.
 
+pub mod bench;
 pub mod cluster;
 pub mod cni;
 pub mod echo;

@@ -20,6 +20,13 @@ impl Table {
         self.rows.push(cells.into_iter().map(Into::into).collect());
     }
 
+    /// The same for a page of the repository.
+    pub fn to_markdown(&self) -> String {
+        let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
+        let rule = format!("|{}\n", "---|".repeat(self.heading.len()));
+        [line(&self.heading), rule].into_iter().chain(self.rows.iter().map(|row| line(row))).collect()
+    }
+
     /// The same as JSON: an object for each row, keyed by the heading.
     pub fn to_json(&self) -> serde_json::Value {
         let object = |row: &Vec<String>| -> serde_json::Value {
@@ -60,6 +67,10 @@ mod tests {
         let mut table = Table::new(["NODE", "BLOCK"]);
         table.row(["n1", "10.244.0.0/26"]);
         table.row(["node-2", "-"]);
+        assert_eq!(
+            table.to_markdown(),
+            "| NODE | BLOCK |\n|---|---|\n| n1 | 10.244.0.0/26 |\n| node-2 | - |\n"
+        );
         assert_eq!(table.to_string(), "  NODE    BLOCK\n  n1      10.244.0.0/26\n  node-2  -\n");
     }
 }

@@ -1,6 +1,6 @@
-//! What others made and ours is tried with: CNI plugins and container runtimes. Debian's packages are unpacked, Go
-//! modules built; both stand in the cache, under their versions. What is not to be had is told, and the tests that use it
-//! are skipped.
+//! What others made and ours is tried with: CNI plugins, container runtimes and BGP speakers. Debian's packages are
+//! unpacked, Go modules built; both stand in the cache, under their versions. What is not to be had is told, and the
+//! tests that use it are skipped.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -19,6 +19,9 @@ const RUNTIMES: [(&str, &[&str]); 4] = [
     ("containernetworking-plugins", &[]),
     ("podman", &["conmon", "golang-github-containers-common", "runc"]),
 ];
+/// BGP speakers of somebody else. BIRD and GoBGP are among the ordinary tools; these have a folder each, since two of them
+/// bring a program `bgpd`.
+const SPEAKERS: [(&str, &[&str]); 3] = [("frr", &[]), ("openbgpd", &[]), ("exabgp", &["python3-exabgp"])];
 /// Module of the programs that are built of Go modules: its `go.mod` and `go.sum` say of which versions.
 const GO_MODULE: &str = "tests/runtimes/go";
 /// What is built of them: two of ours, and runtimes as they are.
@@ -69,14 +72,24 @@ impl Tools {
         );
     }
 
-    /// Gets container runtimes of somebody else: Debian's packages, and what is built of Go modules. What is not to be had
-    /// is told, and the tests that use it are skipped.
-    pub(crate) fn prepare_runtimes(&self) {
-        for (package, beside) in RUNTIMES {
+    /// Gets BGP speakers of somebody else. Without packages the tests that use them are skipped.
+    pub(crate) fn prepare_speakers(&self) {
+        self.prepare_packages(&SPEAKERS);
+    }
+
+    /// Gets packages, each with others beside it; says which are not to be had.
+    fn prepare_packages(&self, all: &[(&str, &[&str])]) {
+        for (package, beside) in all {
             if let Err(error) = self.unpacked(package, beside) {
                 complain(&format!("    {package}: {error:#}\n"));
             }
         }
+    }
+
+    /// Gets container runtimes of somebody else: Debian's packages, and what is built of Go modules. What is not to be had
+    /// is told, and the tests that use it are skipped.
+    pub(crate) fn prepare_runtimes(&self) {
+        self.prepare_packages(&RUNTIMES);
         let Ok(folder) = Self::go_programs() else { return };
         if GO_PROGRAMS.iter().all(|package| folder.join(last_part(package)).is_file()) {
             return;

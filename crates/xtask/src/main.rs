@@ -6,16 +6,17 @@
 //! | module | what |
 //! |---|---|
 //! | [`tools`] | finds programs; unpacks Debian packages of the missing ones into a cache |
-//! | [`foreign`] | gets what others made and ours is tried with: CNI plugins, container runtimes |
+//! | [`foreign`] | gets what others made and ours is tried with: CNI plugins, container runtimes, BGP speakers |
 //! | [`build`] | calls cargo, one profile for everything |
 //! | [`demo`] | `cargo xtask demo` |
 //! | [`test`] | `cargo xtask test`: layers, their minutes, the closing tally |
 //! | [`demos`] | the demo as a test |
 //! | [`fuzz`] | `cargo xtask fuzz`: the coverage-guided fuzzer |
+//! | [`bench`] | `cargo xtask bench`: figures beside those of others |
+//! | [`machine`] | what stands above figures |
 //! | [`matrix`] | `cargo xtask matrix`: what takes hours, and its table |
 //! | [`vm`], [`cpio`] | the tests on Debian's kernel, under emulation |
 //! | [`watch`] | runs a program with a log and a time limit |
-//! | [`speakers`] | BGP speakers of others |
 //! | [`skips`] | reasons for which a test may be skipped |
 //! | [`tally`] | counts what test runners print |
 
@@ -26,9 +27,9 @@ mod demo;
 mod demos;
 mod foreign;
 mod fuzz;
+mod machine;
 mod matrix;
 mod skips;
-mod speakers;
 mod tally;
 mod test;
 mod tools;

@@ -3,13 +3,14 @@
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 use crate::build::{self, TestProgram};
+use crate::machine::{Measured, output};
 use crate::tally::Tally;
 use crate::tools::{self, Tools};
 use crate::watch::watched;
@@ -54,7 +55,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
     tools.prepare_speakers();
     build::programs(&tools)?;
     let programs = build::tests(&tools, &["--workspace"])?;
-    let head = head()?;
+    let head = Measured::now()?.lines();
     let mut rows = vec![];
     for group in GROUPS.into_iter().filter(|group| wanted(group)) {
         match group {
@@ -251,28 +252,6 @@ fn table_path() -> PathBuf {
     build::workspace().join("tests/matrix/table.md")
 }
 
-/// Date, commit and machine, as they stand above the table.
-fn head() -> Result<String> {
-    let date = output("date", &["-u", "+%F"])?;
-    let commit = output("git", &["rev-parse", "--short=12", "HEAD"])?;
-    let changed = !output("git", &["status", "--porcelain", "--untracked-files=no"])?.is_empty();
-    let kernel =
-        std::fs::read_to_string("/proc/sys/kernel/osrelease").context("read the kernel's release")?;
-    // `6.18.44-fc-v657`: what the vendor added says nothing to others.
-    let kernel = kernel.trim().split('-').next().unwrap_or_default().to_owned();
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let memory = std::fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
-    let kib: u64 = memory
-        .lines()
-        .find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse().ok())
-        .unwrap_or(0);
-    Ok(format!(
-        "date: {date}\ncommit: {commit}{}\nmachine: Linux {kernel}, {cores} cores, {} GiB\n",
-        if changed { " with uncommitted changes" } else { "" },
-        (kib + (1 << 19)) >> 20
-    ))
-}
-
 fn table(rows: &[Row], head: &str) -> String {
     let mut text = format!(
         "# Matrix\n\nWhat `cargo xtask matrix` found: every combination, long runs, larger clusters. It takes hours; \
@@ -304,18 +283,6 @@ pub(crate) fn age() -> String {
         Ok(count) => format!("matrix: of {date}, {count} commits old"),
         Err(_) => format!("matrix: of {date}, from commit {commit}, which is not in this history"),
     }
-}
-
-fn output(program: &str, arguments: &[&str]) -> Result<String> {
-    let output = Command::new(program)
-        .args(arguments)
-        .current_dir(build::workspace())
-        .output()
-        .with_context(|| format!("run {program}"))?;
-    if !output.status.success() {
-        bail!("{program} {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 #[cfg(test)]

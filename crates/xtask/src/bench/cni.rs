@@ -1,13 +1,13 @@
 //! `cargo xtask bench cni`: ADD and DEL beside bridge and ptp with host-local, and beside the bare netlink calls.
 
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::tools::{self, Need, Tools};
-use crate::{build, complain, test};
+use super::{beside, prepared};
+use crate::tools::Need;
+use crate::{build, complain};
 
 /// Counts system calls.
 const STRACE: Need =
@@ -19,18 +19,12 @@ const BARE: &str = "tests/bench/bare.c";
 /// Where `--record` writes.
 const PAGE: &str = "tests/bench/cni.md";
 
-/// Sets up, builds and measures; the exit code is the benchmark's.
-pub(crate) fn run(options: &[String]) -> Result<ExitCode> {
-    if !test::is_root() {
-        bail!("root is needed to make namespaces");
-    }
-    let needs: Vec<Need> = tools::ALL.into_iter().chain([STRACE]).collect();
-    let tools = Tools::prepare(&needs)?;
-    let programs = build::released(&tools)?;
-    let mut command = Command::new(programs.join("podway-bench-cni"));
-    command.current_dir(build::workspace()).envs(tools.environment());
+/// Sets up, builds, and gives the benchmark's command.
+pub(super) fn command(options: &[String]) -> Result<Command> {
+    let (tools, mut command) = prepared("podway-bench-cni", &[STRACE])?;
+    let programs = beside(&command)?.to_owned();
     command.arg("--podway").arg(programs.join("podway"));
-    let mut notes = vec![format!("commit {}, built as shipped", commit())];
+    let mut notes = vec![];
     match tools.unpacked(OTHERS, &[]) {
         Ok(folder) => {
             command.arg("--others").arg(folder.join("usr/lib/cni"));
@@ -52,8 +46,7 @@ pub(crate) fn run(options: &[String]) -> Result<ExitCode> {
             command.arg(build::workspace().join(PAGE));
         }
     }
-    let error = command.exec();
-    Err(error).context("run the benchmark")
+    Ok(command)
 }
 
 /// Compiles a C program, static; where it is, and the compiler's name and version.
@@ -69,15 +62,6 @@ fn compile(source: &Path, folder: &Path) -> Result<(PathBuf, String)> {
         bail!("cc {}: {}", source.display(), String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok((program, first_line(Command::new("cc").arg("--version"))))
-}
-
-/// The commit that is measured, and whether it is all.
-fn commit() -> String {
-    let git =
-        |arguments: &[&str]| first_line(Command::new("git").args(arguments).current_dir(build::workspace()));
-    let changed =
-        if git(&["status", "--porcelain", "--untracked-files=no"]).is_empty() { "" } else { " and changes" };
-    format!("{}{changed}", git(&["rev-parse", "--short", "HEAD"]))
 }
 
 /// The version of a Debian package that the machine would install.

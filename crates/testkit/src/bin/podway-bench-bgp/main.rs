@@ -74,7 +74,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         .collect();
     ensure!(!rows.is_empty(), "no row has such a name");
     let runs = if arguments.quick { 1 } else { arguments.runs };
-    let mut report = Report::new(&present, runs)?;
+    let mut report = Report::new(&present, runs);
     for row in &rows {
         let mut outcomes: Vec<Vec<Outcome>> = vec![vec![]; present.len()];
         for _ in 0..runs {

@@ -1,8 +1,7 @@
 //! What came out, as tables.
 
-use std::fmt::Write as _;
-
 use anyhow::{Context as _, Result};
+use podway_testkit::bench::{self, median};
 use podway_testkit::table::Table;
 use serde_json::{Value, json};
 
@@ -14,7 +13,6 @@ use crate::speakers::{Found, Speaker};
 pub(crate) struct Report {
     speakers: Vec<Found>,
     runs: usize,
-    machine: String,
     rows: Vec<(Row, Vec<Vec<Outcome>>)>,
 }
 
@@ -29,18 +27,14 @@ struct Median {
     close: Option<f64>,
 }
 
-fn middle(mut numbers: Vec<f64>) -> Option<f64> {
-    numbers.sort_by(f64::total_cmp);
-    numbers.get(numbers.len() / 2).copied()
-}
-
 impl Median {
     fn of(outcomes: &[Outcome]) -> Option<Self> {
         if outcomes.iter().any(|outcome| !outcome.load.converged) {
             return None;
         }
         let each = |number: fn(&Load) -> Option<f64>| {
-            middle(outcomes.iter().filter_map(|outcome| number(&outcome.load)).collect())
+            let all: Vec<f64> = outcomes.iter().filter_map(|outcome| number(&outcome.load)).collect();
+            median(&all)
         };
         Some(Self {
             seconds: each(|load| Some(load.seconds))?,
@@ -54,17 +48,8 @@ impl Median {
 }
 
 impl Report {
-    pub(crate) fn new(speakers: &[Found], runs: usize) -> Result<Self> {
-        let processor = std::fs::read_to_string("/proc/cpuinfo")?
-            .lines()
-            .find_map(|line| {
-                line.strip_prefix("model name")?.split_once(": ").map(|(_, name)| name.to_owned())
-            })
-            .unwrap_or_else(|| std::env::consts::ARCH.to_owned());
-        let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
-        let processors = std::thread::available_parallelism()?;
-        let machine = format!("{processors} x {processor}, kernel {}", kernel.trim());
-        Ok(Self { speakers: speakers.to_vec(), runs, machine, rows: vec![] })
+    pub(crate) fn new(speakers: &[Found], runs: usize) -> Self {
+        Self { speakers: speakers.to_vec(), runs, rows: vec![] }
     }
 
     pub(crate) fn row(&mut self, row: &Row, outcomes: Vec<Vec<Outcome>>) {
@@ -176,34 +161,32 @@ impl Report {
     fn about(&self) -> String {
         let versions: Vec<String> =
             self.speakers.iter().map(|found| format!("{} {}", found.speaker, found.version)).collect();
-        format!("{}. {}. Medians of {} run(s), interleaved.", self.machine, versions.join(", "), self.runs)
+        format!(
+            "{}. {}. Medians of {} run(s), interleaved.",
+            bench::measured(),
+            versions.join(", "),
+            self.runs
+        )
+    }
+
+    fn tables(&self) -> [Table; 2] {
+        [(Self::HEAD, self.cells()), (Self::EVENTS, self.events())].map(|(head, rows)| {
+            let mut table = Table::new(head);
+            rows.into_iter().for_each(|row| table.row(row));
+            table
+        })
     }
 
     /// For a terminal.
     pub(crate) fn text(&self) -> String {
-        let table = |head: [&str; 6], rows: Vec<[String; 6]>| {
-            let mut table = Table::new(head);
-            rows.into_iter().for_each(|row| table.row(row));
-            table
-        };
-        format!(
-            "{}\n\n{}\n{}",
-            self.about(),
-            table(Self::HEAD, self.cells()),
-            table(Self::EVENTS, self.events())
-        )
+        let [figures, events] = self.tables();
+        format!("{}\n\n{figures}\n{events}", self.about())
     }
 
     /// For the repository.
     pub(crate) fn markdown(&self) -> String {
-        let mut text = format!("{}\n", self.about());
-        for (head, rows) in [(Self::HEAD, self.cells()), (Self::EVENTS, self.events())] {
-            let _ = write!(text, "\n| {} |\n|{}\n", head.join(" | "), "---|".repeat(head.len()));
-            for row in rows {
-                let _ = writeln!(text, "| {} |", row.join(" | "));
-            }
-        }
-        text
+        let [figures, events] = self.tables().map(|table| table.to_markdown());
+        format!("{}\n\n{figures}\n{events}", self.about())
     }
 
     /// For programs, with every run.
@@ -223,7 +206,9 @@ impl Report {
             .collect();
         let versions: serde_json::Map<String, Value> =
             self.speakers.iter().map(|f| (f.speaker.to_string(), json!(f.version))).collect();
-        serde_json::to_string_pretty(&json!({"machine": self.machine, "versions": versions, "rows": rows}))
-            .context("write JSON")
+        serde_json::to_string_pretty(
+            &json!({"measured": bench::measured(), "versions": versions, "rows": rows}),
+        )
+        .context("write JSON")
     }
 }

@@ -3,7 +3,9 @@
 use serde::Serialize;
 
 use crate::contender::{BARE, BRIDGE, PODWAY};
-use crate::measure::{AT_ONCE, Figures, LEVELS, median};
+use podway_testkit::bench::median;
+
+use crate::measure::{AT_ONCE, Figures, LEVELS};
 
 /// One line of the budget.
 #[derive(Debug, Clone, Serialize)]

@@ -24,12 +24,12 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use clap::Parser as _;
-use podway_testkit::lab;
+use podway_testkit::{bench, lab};
 
 use contender::Contender;
 use measure::{Figures, Plan};
 use options::Options;
-use report::{Machine, Report};
+use report::Report;
 
 fn main() -> ExitCode {
     let options = match Options::try_parse() {
@@ -56,7 +56,7 @@ fn main() -> ExitCode {
 fn run(options: &Options) -> Result<()> {
     lab::check_tools()?;
     let files = options.files()?;
-    let machine = Machine::look(&options.note);
+    let load = bench::load();
     let all = contender::all(options, &files)?;
     let plan = Plan::new(options.quick);
     let mut figures: Vec<Figures> = all.iter().map(|one| Figures::new(one.name)).collect();
@@ -70,7 +70,8 @@ fn run(options: &Options) -> Result<()> {
     for (one, figures) in all.iter().zip(&mut figures) {
         figures.costs = measure::costs(one, options, &files).with_context(|| one.name.to_owned())?;
     }
-    let report = Report { machine: machine.close(), rounds: options.rounds(), plan, ceiling, figures };
+    let report =
+        Report { note: options.note.clone(), load, rounds: options.rounds(), plan, ceiling, figures };
     println!("{report}");
     if let Some(path) = &options.json {
         let text = format!("{:#}\n", report.to_json());

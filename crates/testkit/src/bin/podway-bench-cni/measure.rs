@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use podway_testkit::bench::median;
 use podway_testkit::lab::find_tool;
 use podway_testkit::place::Place;
 use podway_testkit::wait::wait_until;
@@ -81,13 +82,6 @@ impl Figures {
     pub(crate) fn new(name: &'static str) -> Self {
         Self { name, levels: Default::default(), costs: Costs::default() }
     }
-}
-
-/// The middle one of several; of an even number, the lower of the two in the middle.
-pub(crate) fn median(values: &[f64]) -> Option<f64> {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len().checked_sub(1)? / 2).copied()
 }
 
 /// One round: every level, on a fresh node.

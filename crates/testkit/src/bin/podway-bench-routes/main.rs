@@ -38,7 +38,7 @@ struct Options {
 fn main() -> Result<ExitCode> {
     let options = Options::parse();
     podway_testkit::lab::check_tools()?;
-    let mut report = Report::new(options.runs)?;
+    let mut report = Report::new(options.runs);
     for (title, routes, gateways, budget) in [
         ("100,000 routes over one gateway", 100_000, 1, Budget::Peer(1.0)),
         ("40,000 routes over 5,000 gateways", 40_000, 5_000, Budget::Seconds(1.0)),

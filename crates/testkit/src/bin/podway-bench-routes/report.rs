@@ -2,7 +2,8 @@
 
 use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use podway_testkit::bench::{self, median};
+use podway_testkit::table::Table;
 
 /// What a row must keep to.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -43,9 +44,7 @@ impl Values {
     }
 
     fn median(&self) -> f64 {
-        let mut sorted = self.values.clone();
-        sorted.sort_by(f64::total_cmp);
-        sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+        median(&self.values).unwrap_or(f64::NAN)
     }
 
     fn text(&self, value: f64) -> String {
@@ -96,24 +95,15 @@ fn first_line(program: &str, args: &[&str]) -> String {
 }
 
 impl Report {
-    pub(crate) fn new(runs: usize) -> Result<Self> {
-        let cpu = std::fs::read_to_string("/proc/cpuinfo")?;
-        let model = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
-        let cores = cpu.lines().filter(|line| line.starts_with("processor")).count();
-        let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").context("kernel version")?;
-        let load = std::fs::read_to_string("/proc/loadavg")?;
+    pub(crate) fn new(runs: usize) -> Self {
         let head = format!(
-            "{}, commit {}. {} x {}, kernel {}, {}, {}. Load of the machine at the start: {}.",
-            first_line("date", &["-u", "+%Y-%m-%d"]),
-            first_line("git", &["rev-parse", "--short", "HEAD"]),
-            cores,
-            model.map_or("unknown processor", |(_, name)| name.trim()),
-            kernel.trim(),
+            "{}; {}, {}. Load of the machine at the start: {}.",
+            bench::measured(),
             first_line("ip", &["-V"]),
             first_line("etcd", &["--version"]),
-            load.split(' ').next().unwrap_or_default(),
+            bench::load(),
         );
-        Ok(Self { runs, head, rows: vec![] })
+        Self { runs, head, rows: vec![] }
     }
 
     /// The first of the values is ours, the second the one that a budget compares with.
@@ -137,8 +127,7 @@ impl Report {
 
     /// A page of Markdown.
     pub(crate) fn text(&self) -> String {
-        let mut table =
-            String::from("| work | Podway | beside it | ratio | budget |\n|---|---|---|---|---|\n");
+        let mut table = Table::new(["work", "Podway", "beside it", "ratio", "budget"]);
         for row in &self.rows {
             let (ours, others) = row.values.split_at(row.values.len().min(1));
             let own = ours.first().map(|values| values.text(values.median())).unwrap_or_default();
@@ -158,8 +147,13 @@ impl Report {
                 _ => format!("{budget}: MISSED"),
             };
             let ratio = row.ratio().map(|ratio| format!("{ratio:.2}")).unwrap_or_default();
-            table += &format!("| {} | {own} | {} | {ratio} | {verdict} |\n", row.title, beside.join("; "));
+            table.row([row.title.clone(), own, beside.join("; "), ratio, verdict]);
         }
-        format!("# Routes\n\n`cargo xtask bench routes`, medians of {}. {}\n\n{table}", self.runs, self.head)
+        format!(
+            "# Routes\n\n`cargo xtask bench routes`, medians of {}. {}\n\n{}",
+            self.runs,
+            self.head,
+            table.to_markdown()
+        )
     }
 }
