@@ -15,7 +15,7 @@
 
 use std::io::Write as _;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use ipnet::IpNet;
@@ -24,13 +24,14 @@ use podway_model::SCHEMA;
 use podway_model::cluster::Assignment;
 use podway_model::ids::{ContainerId, IfName, NetworkName};
 use podway_model::mistakes::Mistakes;
-use podway_model::names::{OTHER_PLUGINS, PLUGIN};
+use podway_model::names::{OTHER_PLUGINS, PLUGIN, attachment_id};
 use podway_model::node_file::NodeFile;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::conf::{Network, SOURCE};
 use crate::error::{CniError, Code};
+use crate::record::{Filed, Folder};
 use crate::settings::PodRoute;
 
 /// Of the names under which this program is another plugin, the one that gives addresses.
@@ -69,6 +70,21 @@ pub struct Mark {
     /// What it gave, once it has answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub given: Option<Given>,
+}
+
+/// The folder of marks. Whoever writes holds the address lock, so that nobody takes the half of one for a leftover.
+pub type Marks = Folder<Mark>;
+
+impl Filed for Mark {
+    const WHAT: &'static str = "the mark";
+
+    fn schema(&self) -> u32 {
+        self.schema
+    }
+
+    fn id(&self) -> String {
+        attachment_id(self.container_id.as_str(), self.ifname.as_str())
+    }
 }
 
 impl Mark {
@@ -334,111 +350,6 @@ pub fn read(text: &[u8]) -> Result<Given, String> {
     given.dns = result.get("dns").and_then(Value::as_object).cloned().unwrap_or_default();
     given.dns.retain(|_, value| !value.is_null());
     Ok(given)
-}
-
-/// The folder of marks.
-#[derive(Debug, Clone)]
-pub struct Marks {
-    dir: PathBuf,
-}
-
-impl Marks {
-    /// The marks in `dir`.
-    pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into() }
-    }
-
-    /// Writes a mark. The caller holds the address lock, so that nobody takes the half of it for a leftover.
-    ///
-    /// # Errors
-    /// It cannot be written.
-    pub fn write(&self, mark: &Mark) -> Result<(), CniError> {
-        let attachment = Attachment::new(mark.container_id.clone(), mark.ifname.clone());
-        let path = self.path(&attachment);
-        let text = serde_json::to_vec(mark).map_err(|e| CniError::io(&path, "write", &e.into()))?;
-        crate::record::replace(&path, &self.new_path(&attachment), &text)
-            .map_err(|e| CniError::io(&path, "write", &e))
-    }
-
-    /// The mark of an attachment.
-    ///
-    /// # Errors
-    /// It cannot be read.
-    pub fn read(&self, attachment: &Attachment) -> Result<Option<Mark>, CniError> {
-        read_mark(&self.path(attachment))
-    }
-
-    /// Removes the mark of an attachment, and what a killed writer left of it. None is fine.
-    ///
-    /// # Errors
-    /// It is there and cannot be removed.
-    pub fn remove(&self, attachment: &Attachment) -> Result<(), CniError> {
-        for path in [self.new_path(attachment), self.path(attachment)] {
-            match std::fs::remove_file(&path) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(CniError::io(&path, "remove", &e));
-                }
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
-    /// Removes what killed writers left. Whoever writes or calls this holds the address lock.
-    ///
-    /// # Errors
-    /// It is there and cannot be removed.
-    pub fn sweep(&self) -> Result<(), CniError> {
-        for entry in std::fs::read_dir(&self.dir).into_iter().flatten().flatten() {
-            let path = entry.path();
-            if path.extension().is_some_and(|extension| extension == "new") {
-                std::fs::remove_file(&path).map_err(|e| CniError::io(&path, "remove", &e))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// All marks that can be read, and why the others cannot.
-    ///
-    /// # Errors
-    /// The folder cannot be listed.
-    pub fn list(&self) -> Result<(Vec<Mark>, Vec<CniError>), CniError> {
-        let fail = |e: &std::io::Error| CniError::io(&self.dir, "list", e);
-        let entries = match std::fs::read_dir(&self.dir) {
-            Ok(entries) => entries,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Default::default()),
-            Err(e) => return Err(fail(&e)),
-        };
-        let (mut all, mut bad) = (Vec::new(), Vec::new());
-        for entry in entries {
-            let path = entry.map_err(|e| fail(&e))?.path();
-            if path.extension().is_some_and(|extension| extension == "json") {
-                match read_mark(&path) {
-                    Ok(mark) => all.extend(mark),
-                    Err(error) => bad.push(error),
-                }
-            }
-        }
-        Ok((all, bad))
-    }
-
-    /// The file of an attachment.
-    pub fn path(&self, attachment: &Attachment) -> PathBuf {
-        self.dir.join(format!("{}.json", crate::record::id_of(attachment)))
-    }
-
-    fn new_path(&self, attachment: &Attachment) -> PathBuf {
-        self.dir.join(format!(".{}.new", crate::record::id_of(attachment)))
-    }
-}
-
-fn read_mark(path: &Path) -> Result<Option<Mark>, CniError> {
-    let fail = |e: &std::io::Error| CniError::io(path, "read", e);
-    match std::fs::read(path) {
-        Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|e| fail(&e.into())),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(fail(&e)),
-    }
 }
 
 #[cfg(test)]

@@ -1,53 +1,92 @@
-//! Endpoint records: what the daemons learn about the pods of this node (`podway_model::endpoint`).
+//! Files that each stand for an attachment: endpoint records, from which the daemons learn about the pods of this node
+//! (`podway_model::endpoint`), and marks of addresses that another plugin gives ([`crate::delegate`]).
 //!
 //! A record is written before the pod's link exists and removed after it is gone, so that no packet of a pod ever
-//! comes from an interface that the daemons have not heard of. It appears under its name whole or not at all.
+//! comes from an interface that the daemons have not heard of. A file appears under its name whole or not at all.
 
 use std::fs::{self, DirBuilder};
 use std::io;
+use std::marker::PhantomData;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use podway_ipam::Attachment;
 use podway_model::accepts_schema;
 use podway_model::endpoint::EndpointRecord;
-use podway_model::names::attachment_id;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::error::CniError;
 
-/// The folder of records.
-#[derive(Debug, Clone)]
-pub struct Records {
-    dir: PathBuf,
+/// The form of such a file: JSON that carries a schema.
+pub trait Filed: Serialize + DeserializeOwned {
+    /// What it is, for people.
+    const WHAT: &'static str;
+
+    /// Version of its form.
+    fn schema(&self) -> u32;
+
+    /// [`Attachment::id`] of its attachment.
+    fn id(&self) -> String;
 }
 
-impl Records {
-    /// The records in `dir`.
-    pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into() }
+impl Filed for EndpointRecord {
+    const WHAT: &'static str = "the endpoint record";
+
+    fn schema(&self) -> u32 {
+        self.schema
     }
 
-    /// Writes a record. The folder is made if it is missing.
-    pub fn write(&self, record: &EndpointRecord) -> Result<(), CniError> {
-        let (path, new) = (self.path(&record.id), self.new_path(&record.id));
-        let fail = |e: io::Error| CniError::io(&path, "write the endpoint record", &e);
-        let text = serde_json::to_vec(record).map_err(|e| fail(e.into()))?;
+    fn id(&self) -> String {
+        self.id.clone()
+    }
+}
+
+/// A folder of them.
+#[derive(Debug, Clone)]
+pub struct Folder<T> {
+    dir: PathBuf,
+    form: PhantomData<fn() -> T>,
+}
+
+/// The folder of endpoint records.
+pub type Records = Folder<EndpointRecord>;
+
+impl<T: Filed> Folder<T> {
+    /// The files in `dir`.
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self { dir: dir.into(), form: PhantomData }
+    }
+
+    /// Writes one. The folder is made if it is missing.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write(&self, one: &T) -> Result<(), CniError> {
+        let (path, new) = (self.path_of(&one.id()), self.new_path_of(&one.id()));
+        let fail = |e: io::Error| failed("write", T::WHAT, &path, &e);
+        let text = serde_json::to_vec(one).map_err(|e| fail(e.into()))?;
         replace(&path, &new, &text).map_err(fail)
     }
 
-    /// Reads the record of an attachment. One that cannot be read counts as missing where the caller can do
-    /// without: the reason comes with it.
-    pub fn read(&self, attachment: &Attachment) -> Result<Option<EndpointRecord>, CniError> {
-        read(&self.path(&id_of(attachment)))
+    /// Reads that of an attachment; `None`: there is none.
+    ///
+    /// # Errors
+    /// It is there and cannot be read.
+    pub fn read(&self, attachment: &Attachment) -> Result<Option<T>, CniError> {
+        read(&self.path(attachment))
     }
 
-    /// Removes the record of an attachment, and what a killed writer left of it. None is fine.
+    /// Removes that of an attachment, and what a killed writer left of it. None is fine.
+    ///
+    /// # Errors
+    /// It is there and cannot be removed.
     pub fn remove(&self, attachment: &Attachment) -> Result<(), CniError> {
-        let id = id_of(attachment);
-        for path in [self.new_path(&id), self.path(&id)] {
+        let id = attachment.id();
+        for path in [self.new_path_of(&id), self.path_of(&id)] {
             match fs::remove_file(&path) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                    return Err(CniError::io(&path, "remove the endpoint record", &e));
+                    return Err(failed("remove", T::WHAT, &path, &e));
                 }
                 _ => {}
             }
@@ -55,12 +94,29 @@ impl Records {
         Ok(())
     }
 
-    /// All records that can be read, and why the others cannot.
-    pub fn list(&self) -> Result<(Vec<EndpointRecord>, Vec<CniError>), CniError> {
-        let fail = |e: &io::Error| CniError::io(&self.dir, "list the endpoint records", e);
+    /// Removes what killed writers left. Whoever writes or calls this holds the address lock.
+    ///
+    /// # Errors
+    /// It is there and cannot be removed.
+    pub fn sweep(&self) -> Result<(), CniError> {
+        for entry in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.extension().is_some_and(|extension| extension == "new") {
+                fs::remove_file(&path).map_err(|e| failed("remove", T::WHAT, &path, &e))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// All that can be read, and why the others cannot.
+    ///
+    /// # Errors
+    /// The folder cannot be listed.
+    pub fn list(&self) -> Result<(Vec<T>, Vec<CniError>), CniError> {
+        let fail = |e: &io::Error| failed("list", T::WHAT, &self.dir, e);
         let entries = match fs::read_dir(&self.dir) {
             Ok(entries) => entries,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Default::default()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok((Vec::new(), Vec::new())),
             Err(e) => return Err(fail(&e)),
         };
         let (mut all, mut bad) = (Vec::new(), Vec::new());
@@ -68,7 +124,7 @@ impl Records {
             let path = entry.map_err(|e| fail(&e))?.path();
             if path.extension().is_some_and(|extension| extension == "json") {
                 match read(&path) {
-                    Ok(record) => all.extend(record),
+                    Ok(one) => all.extend(one),
                     Err(error) => bad.push(error),
                 }
             }
@@ -76,17 +132,26 @@ impl Records {
         Ok((all, bad))
     }
 
-    fn path(&self, id: &str) -> PathBuf {
+    /// The file of an attachment.
+    pub fn path(&self, attachment: &Attachment) -> PathBuf {
+        self.path_of(&attachment.id())
+    }
+
+    fn path_of(&self, id: &str) -> PathBuf {
         self.dir.join(format!("{id}.json"))
     }
 
-    fn new_path(&self, id: &str) -> PathBuf {
+    fn new_path_of(&self, id: &str) -> PathBuf {
         self.dir.join(format!(".{id}.new"))
     }
 }
 
+fn failed(verb: &str, what: &str, path: &Path, error: &io::Error) -> CniError {
+    CniError::io(path, &format!("{verb} {what}"), error)
+}
+
 /// Puts a file under its name whole or not at all, by way of `new`. Its folder is made if it is missing.
-pub(crate) fn replace(path: &Path, new: &Path, text: &[u8]) -> io::Result<()> {
+fn replace(path: &Path, new: &Path, text: &[u8]) -> io::Result<()> {
     let written = fs::write(new, text).or_else(|e| match (e.kind(), new.parent()) {
         (io::ErrorKind::NotFound, Some(dir)) => {
             DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
@@ -99,24 +164,19 @@ pub(crate) fn replace(path: &Path, new: &Path, text: &[u8]) -> io::Result<()> {
     })
 }
 
-/// The name of an attachment's files.
-pub(crate) fn id_of(attachment: &Attachment) -> String {
-    attachment_id(attachment.container_id.as_str(), attachment.ifname.as_str())
-}
-
-fn read(path: &Path) -> Result<Option<EndpointRecord>, CniError> {
-    let fail = |e: &io::Error| CniError::io(path, "read the endpoint record", e);
+fn read<T: Filed>(path: &Path) -> Result<Option<T>, CniError> {
+    let fail = |e: &io::Error| failed("read", T::WHAT, path, e);
     let text = match fs::read(path) {
         Ok(text) => text,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(fail(&e)),
     };
-    let record: EndpointRecord = serde_json::from_slice(&text).map_err(|e| fail(&e.into()))?;
-    if !accepts_schema(record.schema) {
-        let found = format!("schema: {} found, {} expected", record.schema, podway_model::SCHEMA);
+    let one: T = serde_json::from_slice(&text).map_err(|e| fail(&e.into()))?;
+    if !accepts_schema(one.schema()) {
+        let found = format!("schema: {} found, {} expected", one.schema(), podway_model::SCHEMA);
         return Err(fail(&io::Error::new(io::ErrorKind::InvalidData, found)));
     }
-    Ok(Some(record))
+    Ok(Some(one))
 }
 
 #[cfg(test)]
@@ -125,7 +185,7 @@ mod tests {
     use crate::error::Code;
 
     fn record(container: &str) -> EndpointRecord {
-        let id = attachment_id(container, "eth0");
+        let id = podway_model::names::attachment_id(container, "eth0");
         serde_json::from_value(serde_json::json!({
             "schema": 1, "id": id, "bootId": "00000000-0000-0000-0000-000000000001", "network": "podway",
             "containerId": container, "ifname": "eth0", "hostIfname": "pw1", "mac": "02:00:00:00:00:01",
@@ -155,7 +215,7 @@ mod tests {
     fn what_a_killed_writer_left_is_no_record_and_is_removed() {
         let folder = tempfile::tempdir().unwrap();
         let records = Records::new(folder.path());
-        fs::write(records.new_path(&record("c1").id), "{\"sche").unwrap();
+        fs::write(records.new_path_of(&record("c1").id), "{\"sche").unwrap();
         assert_eq!(records.list().unwrap(), Default::default());
         records.remove(&attachment("c1")).unwrap();
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
@@ -165,7 +225,7 @@ mod tests {
     fn a_record_that_cannot_be_read_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let records = Records::new(folder.path());
-        let path = records.path(&record("c1").id);
+        let path = records.path_of(&record("c1").id);
         for (text, part) in [("{", "EOF"), (r#"{"schema":1}"#, "missing field")] {
             fs::write(&path, text).unwrap();
             let error = records.read(&attachment("c1")).unwrap_err();

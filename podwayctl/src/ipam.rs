@@ -8,8 +8,9 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use podway_daemon::client::ClientError;
+use podway_model::cidr::{block_size, overlap};
 use podway_model::cluster::{Claim, Pool, Usage, decode};
-use podway_model::document::{Document, Kind};
+use podway_model::document::{Document, Kind, overlapping_pools};
 use podway_model::ids::{NodeName, ObjectName};
 use podway_model::keys::Key;
 use podway_model::socket::{IpamFinding, IpamRemedy, RoutedReply, RoutedRequest};
@@ -80,9 +81,9 @@ async fn read(store: &dyn Store) -> Result<Addresses, Failure> {
     Ok(all)
 }
 
-/// Addresses of a block; saturates.
+/// Addresses of a block.
 fn size(block: IpNet) -> u64 {
-    1u64.checked_shl(u32::from(block.max_prefix_len() - block.prefix_len())).unwrap_or(u64::MAX)
+    block_size(block.prefix_len(), block.max_prefix_len())
 }
 
 /// What `show` shows.
@@ -158,12 +159,10 @@ impl Addresses {
         let mut add = |subject: String, problem: String, remedy, mend| {
             found.push((IpamFinding { subject, problem, remedy }, mend));
         };
-        let pools: Vec<_> = self.pools.iter().collect();
-        for (i, (name, pool)) in pools.iter().enumerate() {
-            for (other, _) in pools[..i].iter().filter(|(_, other)| overlap(other.cidr, pool.cidr)) {
-                let problem = format!("{} overlaps pool {other}: no block is claimed from either", pool.cidr);
-                add(format!("pool {name}"), problem, by_hand("delete one of the two"), None);
-            }
+        for (other, name) in overlapping_pools(&self.pools) {
+            let cidr = self.pools[name].cidr;
+            let problem = format!("{cidr} overlaps pool {other}: no block is claimed from either");
+            add(format!("pool {name}"), problem, by_hand("delete one of the two"), None);
         }
         let mut unknown = BTreeSet::new();
         for (i, claim) in self.claims.iter().enumerate() {
@@ -233,10 +232,6 @@ impl Addresses {
 enum Mend {
     ReleaseNode(NodeName),
     Delete(String),
-}
-
-fn overlap(a: IpNet, b: IpNet) -> bool {
-    a.contains(&b) || b.contains(&a)
 }
 
 pub(crate) async fn show(store: &StoreArgs, output: &Output) -> Result<(), Failure> {

@@ -16,7 +16,7 @@ use podway_ipam::store::since_boot;
 use podway_ipam::{Attachment, Condition, LeaseKind, LeaseStore, Ledger};
 use podway_kern::rtnl::Rtnl;
 use podway_model::endpoint::EndpointRecord;
-use podway_model::names::{self, attachment_id};
+use podway_model::names;
 use podway_model::socket::{IpamFinding, IpamRemedy, RoutedReply};
 
 use crate::cluster::Identity;
@@ -54,12 +54,10 @@ type Found = (String, String, Mend);
 pub(crate) fn check(identity: &Identity, mend: bool) -> Result<Vec<IpamFinding>, String> {
     let mut leases =
         LeaseStore::open(&identity.ipam_dir, &identity.boot_id).map_err(|error| error.to_string())?;
-    let mut links = Rtnl::open().map_err(|error| error.to_string())?;
-    let links = links.links_in_group(names::POD_GROUP).map_err(|error| error.to_string())?;
     let (records, problems) = crate::dataplane::read_records(Path::new(names::ENDPOINTS_DIR));
     let file = podway_ipam::read_node_file(&identity.node_file, &identity.boot_id).ok();
     let shown = Shown {
-        present: Attachment::of_aliases(links.iter().filter_map(|link| link.alias.as_deref())),
+        present: present()?,
         records,
         delegated: delegated(),
         blocks: file.map(|file| file.blocks.iter().map(|block| block.cidr).collect()),
@@ -99,9 +97,7 @@ pub(crate) fn release(identity: &Identity, address: IpAddr, force: bool) -> Resu
     let Some(lease) = leases.ledger().holder(address).cloned() else {
         return Ok(RoutedReply::IpamNotHeld { node: identity.node.clone() });
     };
-    let mut links = Rtnl::open().map_err(|error| error.to_string())?;
-    let links = links.links_in_group(names::POD_GROUP).map_err(|error| error.to_string())?;
-    let present = Attachment::of_aliases(links.iter().filter_map(|link| link.alias.as_deref()));
+    let present = present()?;
     let attachment = lease.attachment.clone();
     if !force {
         let why = if present.contains(&attachment) {
@@ -129,12 +125,16 @@ fn delegated() -> BTreeSet<String> {
     entries.filter_map(name).collect()
 }
 
-fn id_of(attachment: &Attachment) -> String {
-    attachment_id(attachment.container_id.as_str(), attachment.ifname.as_str())
+/// Attachments whose interface is there.
+pub(crate) fn present() -> Result<BTreeSet<Attachment>, String> {
+    let links = Rtnl::open().and_then(|mut rtnl| rtnl.links_in_group(names::POD_GROUP));
+    let links = links.map_err(|error| error.to_string())?;
+    Ok(Attachment::of_aliases(links.iter().filter_map(|link| link.alias.as_deref())))
 }
 
-fn remove_record(attachment: &Attachment) -> Result<(), String> {
-    let path = Path::new(names::ENDPOINTS_DIR).join(format!("{}.json", id_of(attachment)));
+/// Removes the endpoint record of an attachment. None is fine.
+pub(crate) fn remove_record(attachment: &Attachment) -> Result<(), String> {
+    let path = Path::new(names::ENDPOINTS_DIR).join(format!("{}.json", attachment.id()));
     match fs::remove_file(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(format!("{}: {error}", path.display())),
         _ => Ok(()),
@@ -207,7 +207,7 @@ fn compare(ledger: &Ledger, shown: &Shown, now: Duration) -> Vec<Found> {
     for attachment in &shown.present {
         let is_known = ledger.lease_of(attachment).is_some()
             || records.contains_key(attachment)
-            || shown.delegated.contains(&id_of(attachment));
+            || shown.delegated.contains(&attachment.id());
         if !is_known {
             let problem = "interface, and neither lease nor endpoint record".to_owned();
             found.push((attachment.to_string(), problem, Mend::ByHand(AN_END)));
@@ -245,7 +245,7 @@ mod tests {
     }
 
     fn record(name: &str, address: &str, ipam: Option<&str>) -> EndpointRecord {
-        let id = attachment_id(name, "eth0");
+        let id = names::attachment_id(name, "eth0");
         serde_json::from_value(serde_json::json!({
             "schema": 1, "id": id, "bootId": "00000000-0000-0000-0000-000000000001", "network": "podway",
             "containerId": name, "ifname": "eth0", "hostIfname": "pw1", "mac": "02:00:00:00:00:01",
@@ -280,7 +280,7 @@ mod tests {
                 record("foreign", "10.5.0.1", Some("host-local")),
                 marked,
             ],
-            delegated: [attachment_id("marked", "eth0")].into(),
+            delegated: [names::attachment_id("marked", "eth0")].into(),
             blocks: Some(vec!["10.0.0.0/26".parse().unwrap()]),
         };
         let found = compare(&ledger, &shown, Duration::from_secs(100));

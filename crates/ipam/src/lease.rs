@@ -23,6 +23,11 @@ impl Attachment {
         Self { container_id, ifname }
     }
 
+    /// The name of its files ([`podway_model::names::attachment_id`]).
+    pub fn id(&self) -> String {
+        podway_model::names::attachment_id(self.container_id.as_str(), self.ifname.as_str())
+    }
+
     /// The attachments that interface aliases name. Those of other interfaces name none.
     pub fn of_aliases<'a>(aliases: impl IntoIterator<Item = &'a str>) -> BTreeSet<Self> {
         aliases.into_iter().filter_map(Self::from_alias).collect()

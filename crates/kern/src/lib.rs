@@ -30,6 +30,7 @@ mod netlink;
 pub mod nft;
 pub mod ns;
 pub mod rtnl;
+mod sockaddr;
 pub mod sysctl;
 pub mod tc;
 pub mod tcp;

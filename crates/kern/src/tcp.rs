@@ -8,14 +8,14 @@
 //! A listener holds the keys of everybody who may connect; a connection that it accepts keeps the one that it began
 //! with. Options of a listener (TTL, class) are those of the connections that it accepts.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd as _};
 
 use ipnet::IpNet;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockaddrLike as _, SockaddrStorage, getsockname};
 
-use crate::KernelError;
+use crate::{KernelError, sockaddr};
 
 /// The longest key (`TCP_MD5SIG_MAXKEYLEN` of `linux/tcp.h`).
 pub const LONGEST_KEY: usize = 80;
@@ -23,8 +23,6 @@ pub const LONGEST_KEY: usize = 80;
 /// `TCP_MD5SIG_EXT` of `linux/tcp.h`: with a prefix length.
 const TCP_MD5SIG_EXT: libc::c_int = 32;
 const TCP_MD5SIG_FLAG_PREFIX: u8 = 1;
-const AF_INET: u16 = 2;
-const AF_INET6: u16 = 10;
 /// `IPV6_MINHOPCOUNT` of `linux/in6.h`.
 const IPV6_MINHOPCOUNT: libc::c_int = 73;
 
@@ -73,19 +71,11 @@ pub fn set_md5_key(socket: impl AsFd, peers: IpNet, key: &[u8]) -> Result<(), Ke
     }
 }
 
-/// `sockaddr_in` (family, port, address) or `sockaddr_in6` (family, port, flow, address, scope), port 0.
+/// `struct sockaddr_storage`, port 0.
 fn socket_address(address: IpAddr) -> [u8; 128] {
+    let bytes = sockaddr::to_bytes(SocketAddr::new(address, 0));
     let mut out = [0; 128];
-    match address {
-        IpAddr::V4(v4) => {
-            out[..2].copy_from_slice(&AF_INET.to_ne_bytes());
-            out[4..8].copy_from_slice(&v4.octets());
-        }
-        IpAddr::V6(v6) => {
-            out[..2].copy_from_slice(&AF_INET6.to_ne_bytes());
-            out[8..24].copy_from_slice(&v6.octets());
-        }
-    }
+    out[..bytes.len()].copy_from_slice(&bytes);
     out
 }
 
@@ -144,7 +134,7 @@ fn set<T>(socket: impl AsFd, level: libc::c_int, name: libc::c_int, value: &T) -
 #[cfg(test)]
 mod tests {
     use std::io::{Read as _, Write as _};
-    use std::net::{SocketAddr, TcpListener, TcpStream};
+    use std::net::{TcpListener, TcpStream};
 
     use super::*;
 

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | [`names`] | every name and constant that two programs must agree on |
 //! | [`ids`] | checked newtypes: node and pool names, AS numbers, MTU, MAC addresses |
+//! | [`cidr`] | arithmetic of prefixes |
 //! | [`mistakes`] | how bad input is reported: field, value, what was expected; all at once |
 //! | [`config`] | the configuration file of a node |
 //! | [`document`] | operator documents (YAML or JSON) in, typed objects out |
@@ -19,6 +20,7 @@
 //! Every stored value carries [`SCHEMA`]. Readers accept [`accepts_schema`], so binary and daemons can be
 //! upgraded apart.
 
+pub mod cidr;
 pub mod cluster;
 pub mod config;
 pub mod document;

@@ -68,11 +68,6 @@ pub(crate) fn range_within(block: IpNet) -> std::ops::RangeInclusive<IpNet> {
     first..=last
 }
 
-/// Whether two prefixes share an address.
-pub(crate) fn overlap(a: IpNet, b: IpNet) -> bool {
-    a.contains(&b) || b.contains(&a)
-}
-
 #[cfg(test)]
 mod tests {
     use podway_model::cluster::Claim;

@@ -11,12 +11,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use podway_model::cidr::block_size;
 use podway_model::ids::ObjectName;
 use podway_model::keys::Key;
 
 use super::core::Core;
 use super::event::{Action, Operation, Severity};
-use super::own::{Phase, block_size, low_water};
+use super::own::{Phase, low_water};
 
 /// How long a block that could be needed again is idle before it goes back: pods are replaced, nodes are drained and
 /// filled again, and each time claims would be written that every node reads.

@@ -30,13 +30,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use podway_model::cidr::{block_size, overlap};
 use podway_model::cluster::{Assignment, Claim, encode};
 use podway_model::ids::ObjectName;
 use podway_model::keys::Key;
 use podway_model::node_file::{BlockState, NodeBlock};
 use podway_store::{Expect, Guard, HOLD_SECONDS};
 
-use super::claims::{ClaimIndex, overlap};
+use super::claims::ClaimIndex;
 use super::core::Core;
 use super::event::{Action, Operation, Severity};
 use super::pools::{Taken, candidate};
@@ -402,11 +403,6 @@ impl Core {
             self.own.insert(block, Own::new(pool, Phase::Claiming, i64::MAX));
         }
     }
-}
-
-/// Addresses in a block; saturates.
-pub(super) fn block_size(prefix_len: u8, max_prefix_len: u8) -> u64 {
-    1u64.checked_shl(u32::from(max_prefix_len.saturating_sub(prefix_len))).unwrap_or(u64::MAX)
 }
 
 /// Available addresses below which another block of this size is claimed.

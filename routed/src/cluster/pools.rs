@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
+use podway_model::cidr::overlap;
 use podway_model::cluster::{Assignment, Pool};
 use podway_model::ids::{NodeName, ObjectName};
 use podway_model::k8s::Labels;
 
-use super::claims::{ClaimIndex, overlap};
+use super::claims::ClaimIndex;
 use super::table::{Stored, Table};
 
 /// The pools as every reader sees them alike.

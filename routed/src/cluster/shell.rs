@@ -22,10 +22,8 @@ use inotify::{Inotify, WatchMask};
 use ipnet::IpNet;
 use podway_ipam::store::{AddressLock, since_boot};
 use podway_ipam::{Attachment, LeaseStore, stale};
-use podway_kern::rtnl::Rtnl;
 use podway_model::ids::BootId;
 use podway_model::keys::Key;
-use podway_model::names;
 use podway_model::node_file::NodeFile;
 use podway_store::{Store, StoreError, Written};
 use tokio::sync::watch;
@@ -36,6 +34,7 @@ use super::event::{Action, Event, Operation, Severity, Usage, Write};
 use super::table::PREFIXES;
 use super::usage::Teller;
 use super::{Identity, Refusal};
+use crate::ipam;
 use crate::view::{ClusterView, LocalFacts};
 
 /// Slow look at the leases (addresses leave quarantine without a notice) and at the wall clock.
@@ -296,20 +295,11 @@ fn forget_leases(identity: &Identity, block: IpNet) -> Pin<Box<dyn Future<Output
 
 /// Ends the leases whose pods are gone without a DEL: see `podway_ipam::stale`.
 fn end_stale_leases(leases: &mut LeaseStore) -> Result<(), String> {
-    let links = Rtnl::open().and_then(|mut rtnl| rtnl.links_in_group(names::POD_GROUP));
-    let links = links.map_err(|error| error.to_string())?;
-    let present = Attachment::of_aliases(links.iter().filter_map(|link| link.alias.as_deref()));
+    let present = ipam::present()?;
     for lease in leases.collect_stale(&present, since_boot()).map_err(|error| error.to_string())? {
         let Attachment { container_id, ifname } = &lease.attachment;
         tracing::info!(container = %container_id, interface = %ifname, "lease ended: its pod is gone");
-        let id = names::attachment_id(container_id.as_str(), ifname.as_str());
-        let record = Path::new(names::ENDPOINTS_DIR).join(format!("{id}.json"));
-        match fs::remove_file(&record) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(format!("{}: {error}", record.display()));
-            }
-            _ => {}
-        }
+        ipam::remove_record(&lease.attachment)?;
     }
     Ok(())
 }

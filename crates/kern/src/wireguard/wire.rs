@@ -8,7 +8,7 @@
 //!  prefix: FAMILY u16 · IPADDR · CIDR_MASK u8                                    ◀──┘
 //! ```
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use podway_model::ids::WireguardKey;
@@ -16,6 +16,7 @@ use podway_model::ids::WireguardKey;
 use super::{PeerChange, PrivateKey, WireguardChange, WireguardDevice, WireguardPeer};
 use crate::attributes::{Attributes, Writer};
 use crate::netlink::Message;
+use crate::sockaddr;
 
 /// `GENL_ID_CTRL`, the family that knows the numbers of the others.
 const CONTROL: u16 = 0x10;
@@ -134,7 +135,7 @@ fn peer(key: &WireguardKey, flags: u32, wanted: Option<&WireguardPeer>, prefixes
     }
     let Some(wanted) = wanted else { return w.into_bytes() };
     if let Some(endpoint) = wanted.endpoint {
-        w.bytes(WGPEER_A_ENDPOINT, &socket_address(endpoint));
+        w.bytes(WGPEER_A_ENDPOINT, &sockaddr::to_bytes(endpoint));
     }
     w.bytes(WGPEER_A_KEEPALIVE, &wanted.keepalive_seconds.to_ne_bytes());
     w.nest_flagged(WGPEER_A_ALLOWEDIPS, |w| {
@@ -151,39 +152,6 @@ fn peer(key: &WireguardKey, flags: u32, wanted: Option<&WireguardPeer>, prefixes
         }
     });
     w.into_bytes()
-}
-
-/// `struct sockaddr_in`, `struct sockaddr_in6`.
-fn socket_address(endpoint: SocketAddr) -> Vec<u8> {
-    let port = endpoint.port().to_be_bytes();
-    let mut bytes = Vec::with_capacity(28);
-    match endpoint.ip() {
-        IpAddr::V4(ip) => {
-            bytes.extend(AF_INET.to_ne_bytes());
-            bytes.extend(port);
-            bytes.extend(ip.octets());
-            bytes.resize(16, 0);
-        }
-        IpAddr::V6(ip) => {
-            bytes.extend(AF_INET6.to_ne_bytes());
-            bytes.extend(port);
-            bytes.extend([0; 4]);
-            bytes.extend(ip.octets());
-            bytes.resize(28, 0);
-        }
-    }
-    bytes
-}
-
-fn read_socket_address(bytes: &[u8]) -> Option<SocketAddr> {
-    let family = u16::from_ne_bytes(*bytes.first_chunk::<2>()?);
-    let port = u16::from_be_bytes(*bytes.get(2..)?.first_chunk::<2>()?);
-    let ip: IpAddr = match family {
-        AF_INET => Ipv4Addr::from(*bytes.get(4..)?.first_chunk::<4>()?).into(),
-        AF_INET6 => Ipv6Addr::from(*bytes.get(8..)?.first_chunk::<16>()?).into(),
-        _ => return None,
-    };
-    Some(SocketAddr::new(ip, port))
 }
 
 /// A device, or a piece of one.
@@ -214,7 +182,7 @@ fn read_peer(attributes: &[u8]) -> Option<(WireguardKey, WireguardPeer)> {
     for (kind, value) in Attributes(attributes).all() {
         match kind {
             WGPEER_A_PUBLIC_KEY => key = Some(WireguardKey(*value.first_chunk()?)),
-            WGPEER_A_ENDPOINT => peer.endpoint = read_socket_address(value),
+            WGPEER_A_ENDPOINT => peer.endpoint = sockaddr::read(value),
             WGPEER_A_KEEPALIVE => peer.keepalive_seconds = u16::from_ne_bytes(*value.first_chunk()?),
             WGPEER_A_ALLOWEDIPS => {
                 for (_, prefix) in Attributes(value).all() {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::Document;
 use super::reader::Notes;
+use crate::cidr::overlap;
 use crate::cluster::Pool;
 use crate::ids::ObjectName;
 use crate::keys::Key;
@@ -17,7 +18,7 @@ pub fn overlapping_pools<'a>(
     let mut pairs = Vec::new();
     for (i, (name, pool)) in pools.iter().enumerate() {
         for (other_name, other) in &pools[i + 1..] {
-            if pool.cidr.contains(&other.cidr) || other.cidr.contains(&pool.cidr) {
+            if overlap(pool.cidr, other.cidr) {
                 pairs.push((*name, *other_name));
             }
         }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use podway_kern::ns;
 use podway_kern::rtnl::{LinkChange, Request, Rtnl};
+use podway_model::cidr::overlap;
 use podway_model::cluster::{Claim, decode, encode};
 use podway_model::config::{EtcdConfig, StoreConfig};
 use podway_model::keys::Key;
@@ -20,7 +21,6 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use super::rig::{facts, identity, pool};
-use crate::cluster::claims::overlap;
 use crate::cluster::{Identity, run};
 use crate::view::{ClusterView, OwnBlockState};
 

@@ -20,6 +20,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
+use podway_model::cidr::overlap;
 use podway_model::cluster::{Claim, decode};
 use podway_model::ids::NodeName;
 use podway_model::keys::Key;
@@ -27,7 +28,6 @@ use podway_store::{Change, Entry, Event as StoreEvent};
 
 use super::node::Node;
 use super::world::World;
-use crate::cluster::claims::overlap;
 use crate::cluster::event::Event;
 use crate::view::{ClusterView, OwnBlockState};
 
