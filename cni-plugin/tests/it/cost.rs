@@ -17,7 +17,24 @@ struct Limit {
     sent: usize,
 }
 
-/// The cheapest of a few runs: a wait for the kernel may need a second look.
+/// Without the second and further looks of a wait for the kernel: each begins by letting others run first. How many there
+/// are is the one thing that depends on how busy the machine is.
+fn without_further_looks(calls: &[i64]) -> Vec<i64> {
+    let mut left = Vec::with_capacity(calls.len());
+    let mut rest = calls.iter().copied().peekable();
+    while let Some(call) = rest.next() {
+        if call != libc::SYS_sched_yield {
+            left.push(call);
+            continue;
+        }
+        if rest.next_if_eq(&libc::SYS_sendto).is_some() {
+            while rest.next_if_eq(&libc::SYS_recvfrom).is_some() {}
+        }
+    }
+    left
+}
+
+/// The cheapest of a few runs.
 fn cheapest(
     host: &Host,
     pod: &Sandbox,
@@ -32,8 +49,9 @@ fn cheapest(
             let run = trace::run(host, &call, None);
             assert_eq!(run.code, Some(0), "{:?}", run.stdout);
             after();
-            let sent = run.calls.iter().filter(|call| **call == libc::SYS_sendto).count();
-            (Limit { calls: run.calls.len(), sent }, run.calls)
+            let calls = without_further_looks(&run.calls);
+            let sent = calls.iter().filter(|call| **call == libc::SYS_sendto).count();
+            (Limit { calls: calls.len(), sent }, calls)
         })
         .min_by_key(|(cost, _)| cost.calls)
         .unwrap()
@@ -49,9 +67,9 @@ fn add_and_del_cost_no_more_than_they_did() {
     let (add, calls) = cheapest(&host, &pod, "ADD", nothing, || host.del(&pod));
     let (del, more) = cheapest(&host, &pod, "DEL", || drop(host.add(&pod)), nothing);
     println!("ADD {add:?}, DEL {del:?}");
-    assert!(add.calls <= 142 && add.sent <= 9, "ADD: {add:?}");
+    assert!(add.calls <= 142 && add.sent <= 9, "ADD: {add:?}: {calls:?}");
     // One of the three asks for the device of rates: DEL is not told whether there are any.
-    assert!(del.calls <= 86 && del.sent <= 3, "DEL: {del:?}");
+    assert!(del.calls <= 86 && del.sent <= 3, "DEL: {del:?}: {more:?}");
     // Nothing is synced to a disk, nobody is waited for.
     for (name, call) in
         [("fsync", libc::SYS_fsync), ("fdatasync", libc::SYS_fdatasync), ("sync", libc::SYS_sync)]
