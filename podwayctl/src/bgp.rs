@@ -129,6 +129,8 @@ mod tests {
             received: 2,
             advertised: 1,
             stale: 0,
+            updates: 0,
+            bfd: None,
             last_error: last_error.map(str::to_owned),
         };
         let peers = [peer("n2", "Established", None), peer("n3", "Active", Some("hold timer expired"))];
@@ -144,6 +146,8 @@ mod tests {
             originator_id: best.then(|| "10.0.0.2".parse().unwrap()),
             local_pref: 100,
             as_path: String::new(),
+            med: None,
+            communities: vec![],
             best,
             stale,
         };

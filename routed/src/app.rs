@@ -193,10 +193,17 @@ async fn answer(question: RoutedRequest, summary: Summary, queries: mpsc::Sender
             Some(routes) => RoutedReply::BgpRoutes { routes },
             None => RoutedReply::Failed { reason: "the BGP task is ending".to_owned() },
         },
+        RoutedRequest::BgpRefresh { peer } => {
+            match ask(&queries, |asker| Query::Refresh(peer, asker)).await {
+                Some(true) => RoutedReply::Done,
+                Some(false) => RoutedReply::Failed { reason: crate::bgp::no_session(peer) },
+                None => RoutedReply::Failed { reason: "the BGP task is ending".to_owned() },
+            }
+        }
     }
 }
 
-async fn ask<T>(queries: &mpsc::Sender<Query>, query: fn(oneshot::Sender<T>) -> Query) -> Option<T> {
+async fn ask<T>(queries: &mpsc::Sender<Query>, query: impl FnOnce(oneshot::Sender<T>) -> Query) -> Option<T> {
     let (send, receive) = oneshot::channel();
     queries.send(query(send)).await.ok()?;
     receive.await.ok()

@@ -203,6 +203,8 @@ pub struct PeerStatus {
     pub stale: usize,
     /// Prefixes that it has been told.
     pub advertised: usize,
+    /// UPDATE messages that came from it, over all its sessions.
+    pub updates: u64,
     /// Why the session is not, or was last not, up.
     pub last_error: Option<String>,
 }
@@ -222,6 +224,10 @@ pub struct RouteStatus {
     pub local_pref: u32,
     /// AS path as text.
     pub as_path: String,
+    /// MED.
+    pub med: Option<u32>,
+    /// Communities (`64512:7`) and large ones (`64512:0:9`).
+    pub communities: Vec<String>,
     /// Whether it is the best path.
     pub best: bool,
     /// Whether the import rule lets it through.

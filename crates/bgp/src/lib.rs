@@ -17,7 +17,7 @@
 //! |---|---|---|
 //! | 4271 | done: all messages, all (state, event) pairs, collisions, decision process. Refused: DelayOpen (an OPEN is sent at once), MRAI (flushes are paced by their cost), aggregation of paths (AS_SET), interior costs in step (e) | `fsm.rs`, `codec.rs`, `wire.rs`, `rib/decision_tests.rs` |
 //! | 1997, 4360, 5701, 8092 | done: passed on, well-known ones honoured, set and matched by [`filter`] (5701: passed on only) | `policy.rs` |
-//! | 2385, 5082 | the shell's | |
+//! | 2385, 5082 | done, by the shell (`routed/src/bgp/transport.rs`); 2385 3.x: a key changes with the next connection | `routed/src/bgp/transport_tests.rs` |
 //! | 2918, 7313 | done: answered in every combination, asked by [`Event::Refresh`], EoRR sweeps | `wire.rs` |
 //! | 4456 | done | `policy.rs`, `simulation.rs` |
 //! | 4486, 8203, 9003, 9384 | done: every close of ours says why first | `wire.rs`, `restart.rs` |

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use podway_bgp::Event;
 use podway_bgp::config::{
     Export, Import, LocalAs, Neighbour, NeighbourOptions, NextHop, Relation, Role, SpeakerConfig,
     SpeakerOptions,
@@ -105,6 +106,32 @@ fn who_is_told_of_whose_routes() {
             assert_eq!(found.as_path.sequence().collect::<Vec<_>>(), expected);
         }
     }
+}
+
+#[test]
+fn a_prefix_of_the_cluster_is_used_as_claimed_whoever_tells_it() {
+    let options = SpeakerOptions { claimed_only: [net("10.244.0.0/16")].into(), ..SpeakerOptions::default() };
+    let rack = outside(65000, NeighbourOptions::default());
+    let mut rig = Rig::new(SpeakerConfig { options, ..with([("10.0.0.1", rack)]) });
+    let conn = rig.establish_and_read("10.0.0.1", &open(65000, "10.0.0.1"));
+    // A block, the pool itself, what covers it, and what lies elsewhere.
+    let all = ["10.244.7.0/26", "10.244.0.0/16", "0.0.0.0/0", "10.245.0.0/16"];
+    rig.announce(conn, &external("10.0.0.7", &[65000]), &nlri(&all.join(" ")));
+    rig.settle();
+    let used = |rig: &Rig| all.map(|prefix| rig.next_hop(prefix).is_some());
+    assert_eq!(used(&rig), [false, false, true, true]);
+    let claimed = |by: &str| Event::Claimed(Arc::new([(net("10.244.7.0/26"), [ip(by)].into())].into()));
+    rig.step(claimed("10.0.0.8"));
+    rig.settle();
+    assert_eq!(used(&rig), [false, false, true, true], "claimed by another node");
+    rig.step(claimed("10.0.0.7"));
+    rig.settle();
+    assert_eq!(used(&rig), [true, false, true, true]);
+    // The pool goes: nothing is reserved any more.
+    let rack = outside(65000, NeighbourOptions::default());
+    rig.configure(with([("10.0.0.1", rack)]));
+    rig.settle();
+    assert_eq!(used(&rig), [true; 4]);
 }
 
 #[test]

@@ -11,6 +11,7 @@
 //! | [`sysctl`] | reads and writes `/proc/sys` |
 //! | [`nft`] | nftables transport |
 //! | [`tc`] | traffic control: token buckets, redirection |
+//! | [`tcp`] | socket options of BGP connections: signatures, TTL, class |
 //!
 //! Nothing here logs, and nothing here decides: callers say what they want and get a typed error that names
 //! what was attempted. All `unsafe` of the workspace is in this crate, each block with its reason.
@@ -29,6 +30,7 @@ pub mod ns;
 pub mod rtnl;
 pub mod sysctl;
 pub mod tc;
+pub mod tcp;
 
 pub use error::{Errno, KernelError, MissingIsFine};
 pub use netlink::refusals;

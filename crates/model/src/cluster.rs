@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
 
 use ipnet::IpNet;
 use serde::de::DeserializeOwned;
@@ -151,6 +152,12 @@ pub struct BgpConfig {
     pub hold_time_seconds: u16,
     /// How long peers keep our routes over a restart, in seconds (RFC 4724): at most 4095; 0 turns it off.
     pub restart_time_seconds: u16,
+    /// File on every node with the key that sessions within the cluster are signed with (RFC 2385).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password_file: Option<PathBuf>,
+    /// Differentiated services code point of the cluster's own sessions; none: CS6.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dscp: Option<u8>,
 }
 
 impl Default for BgpConfig {
@@ -161,6 +168,8 @@ impl Default for BgpConfig {
             port: 179,
             hold_time_seconds: 90,
             restart_time_seconds: 120,
+            password_file: None,
+            dscp: None,
         }
     }
 }
@@ -388,6 +397,63 @@ pub struct BgpPeer {
     pub port: u16,
     /// The peer's AS number.
     pub asn: Asn,
+    /// Which of its routes are used.
+    #[serde(default)]
+    pub import: PeerImport,
+    /// What it is told.
+    #[serde(default)]
+    pub export: PeerExport,
+    /// Which own address the session has.
+    #[serde(default)]
+    pub source_address: SourceAddress,
+    /// Whether only the peer connects.
+    #[serde(default)]
+    pub passive: bool,
+    /// File on the nodes with the key of RFC 2385.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password_file: Option<PathBuf>,
+    /// The peer is at most that many hops away (RFC 5082).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_security: Option<u8>,
+    /// Differentiated services code point; none: CS6.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dscp: Option<u8>,
+}
+
+/// Which routes of a peer are used. Whatever it says, a prefix within a pool is used only by way of the node that
+/// claimed it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum PeerImport {
+    /// None (RFC 8212: nothing crosses the border without a policy).
+    #[default]
+    None,
+    /// All.
+    All,
+}
+
+/// What a peer is told.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum PeerExport {
+    /// Nothing (RFC 8212).
+    #[default]
+    None,
+    /// The node's own blocks.
+    Own,
+    /// All that the rules of BGP allow.
+    All,
+}
+
+/// Own address of a session.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum SourceAddress {
+    /// The node's address of the peer's family.
+    #[default]
+    Node,
+    /// As the kernel's routes choose.
+    Any,
 }
 
 fn bgp_port() -> u16 {

@@ -328,6 +328,11 @@ pub enum RoutedRequest {
     BgpPeers,
     /// Routes in the loc-RIB.
     BgpRoutes,
+    /// Ask a neighbour for its whole table again (RFC 2918).
+    BgpRefresh {
+        /// Its address.
+        peer: IpAddr,
+    },
 }
 
 /// Answers of `routed`.
@@ -346,6 +351,8 @@ pub enum RoutedReply {
         /// One per path.
         routes: Vec<BgpRouteStatus>,
     },
+    /// It is done.
+    Done,
     /// It could not be done.
     Failed {
         /// Why, for people.
@@ -470,6 +477,12 @@ pub struct BgpPeerStatus {
     pub advertised: usize,
     /// Routes kept over the peer's restart, not refreshed yet.
     pub stale: usize,
+    /// UPDATE messages that it has sent, over all its sessions.
+    #[serde(default)]
+    pub updates: u64,
+    /// BFD's word, where the peer is watched: `up`, or why it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bfd: Option<String>,
     /// Why the session is not, or was last not, established.
     pub last_error: Option<String>,
 }
@@ -490,6 +503,12 @@ pub struct BgpRouteStatus {
     pub local_pref: u32,
     /// AS path as text.
     pub as_path: String,
+    /// MED, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub med: Option<u32>,
+    /// Communities (`64512:7`) and large ones (`64512:0:9`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub communities: Vec<String>,
     /// Whether it is the best path.
     pub best: bool,
     /// Whether it is kept over its peer's restart, not refreshed yet.

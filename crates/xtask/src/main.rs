@@ -14,6 +14,7 @@
 //! | [`matrix`] | `cargo xtask matrix`: what takes hours, and its table |
 //! | [`vm`], [`cpio`] | the tests on Debian's kernel, under emulation |
 //! | [`watch`] | runs a program with a log and a time limit |
+//! | [`speakers`] | BGP speakers of others |
 //! | [`skips`] | reasons for which a test may be skipped |
 //! | [`tally`] | counts what test runners print |
 
@@ -24,6 +25,7 @@ mod demos;
 mod fuzz;
 mod matrix;
 mod skips;
+mod speakers;
 mod tally;
 mod test;
 mod tools;
@@ -71,10 +73,12 @@ fn main() -> ExitCode {
         Some("test") => test::run(&arguments[1..]),
         Some("matrix") => matrix::run(&arguments[1..]),
         Some("tools") if arguments.len() == 1 => tools::Tools::prepare(&tools::ALL).map(|tools| {
+            tools.prepare_speakers();
             tools.print_table();
             ExitCode::SUCCESS
         }),
         Some("tools") if arguments[1..] == ["--env"] => tools::Tools::prepare(&tools::ALL).map(|tools| {
+            tools.prepare_speakers();
             tools.print_environment();
             ExitCode::SUCCESS
         }),

@@ -51,6 +51,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
     }
     let wanted = |group: &str| arguments.is_empty() || arguments.iter().any(|name| name == group);
     let tools = Tools::prepare(&tools::ALL)?;
+    tools.prepare_speakers();
     build::programs(&tools)?;
     let programs = build::tests(&tools, &["--workspace"])?;
     let head = head()?;

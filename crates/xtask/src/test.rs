@@ -145,6 +145,7 @@ fn prepare(extent: Extent) -> Result<Run> {
     if extent != Extent::Quick {
         let tools = Tools::prepare(&tools::ALL)?;
         tools.prepare_cni_plugins();
+        tools.prepare_speakers();
         build::programs(&tools)?;
         let programs = build::tests(&tools, &["--workspace"])?;
         return Ok(Run { tools, programs, tally });

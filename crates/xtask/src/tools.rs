@@ -42,7 +42,7 @@ pub(crate) const PROTOC_INCLUDE: Need = need(
 );
 
 /// Everything that build, demo and tests use.
-pub(crate) const ALL: [Need; 10] = [
+pub(crate) const ALL: [Need; 12] = [
     PROTOC,
     PROTOC_INCLUDE,
     need("ip", "iproute2", true, "looking at links and routes from outside our own code"),
@@ -53,6 +53,8 @@ pub(crate) const ALL: [Need; 10] = [
     need("tcpdump", "tcpdump", false, "looking into a lab that was kept"),
     need("bird", "bird2", false, "BGP tests against another implementation"),
     need("birdc", "bird2", false, "BGP tests against another implementation"),
+    need("gobgpd", "gobgpd", false, "BGP tests against another implementation"),
+    need("gobgp", "gobgpd", false, "BGP tests against another implementation"),
 ];
 
 /// CNI plugins of somebody else, with which ours is compared: a Go module, built into the cache.
@@ -159,6 +161,11 @@ impl Tools {
         }
     }
 
+    /// Folder of the packages that have a folder of their own.
+    pub(crate) fn apart(&self) -> PathBuf {
+        self.root.with_extension("apart")
+    }
+
     /// Where they are built to.
     fn cni_plugins() -> Result<PathBuf> {
         Ok(cache_dir()?.join(format!("cni-plugins-{CNI_PLUGINS_VERSION}")))
@@ -207,6 +214,7 @@ impl Tools {
         if let Ok(plugins) = Self::cni_plugins() {
             environment.push(("PODWAY_CNI_PLUGINS", plugins.into()));
         }
+        environment.push(self.speakers_environment());
         if let Some(protoc) = self.path_of("protoc") {
             environment.push(("PROTOC", protoc.into()));
         }
@@ -244,7 +252,7 @@ impl Tools {
     /// A package in a folder of its own, with others beside it; its libraries stand where those of all tools do. A
     /// package that is only a name for the newest version of another one is that one.
     pub(crate) fn unpacked(&self, package: &str, beside: &[&str]) -> Result<PathBuf> {
-        let folder = self.root.with_extension("apart").join(package);
+        let folder = self.apart().join(package);
         if folder.join(".complete").exists() {
             return Ok(folder);
         }

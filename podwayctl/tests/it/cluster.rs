@@ -190,6 +190,8 @@ fn bgp_sessions_come_from_the_socket() {
                 received: 1,
                 advertised: 1,
                 stale: 0,
+                updates: 0,
+                bfd: None,
                 last_error: None,
             }],
         },

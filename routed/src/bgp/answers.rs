@@ -1,12 +1,14 @@
 //! The speaker's state in the words of the admin socket.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use podway_bgp::Speaker;
 use podway_model::socket::{BgpPeerStatus, BgpRouteStatus};
 
-/// All sessions.
-pub(super) fn peers(speaker: &Speaker, now: Duration) -> Vec<BgpPeerStatus> {
+/// All sessions. `bfd`: what BFD has last said of them.
+pub(super) fn peers(speaker: &Speaker, now: Duration, bfd: &BTreeMap<IpAddr, String>) -> Vec<BgpPeerStatus> {
     let one = |peer: podway_bgp::event::PeerStatus| BgpPeerStatus {
         name: peer.name,
         address: peer.address,
@@ -17,6 +19,8 @@ pub(super) fn peers(speaker: &Speaker, now: Duration) -> Vec<BgpPeerStatus> {
         received: peer.usable,
         advertised: peer.advertised,
         stale: peer.stale,
+        updates: peer.updates,
+        bfd: bfd.get(&peer.address).cloned(),
         last_error: peer.last_error,
     };
     speaker.peers().into_iter().map(one).collect()
@@ -31,6 +35,8 @@ pub(super) fn routes(speaker: &Speaker) -> Vec<BgpRouteStatus> {
         originator_id: route.originator_id,
         local_pref: route.local_pref,
         as_path: route.as_path,
+        med: route.med,
+        communities: route.communities,
         best: route.best,
         stale: route.stale,
     };

@@ -7,8 +7,10 @@
 //! Close: the queue is written out, the write side shut down, and what the peer still sends is read and dropped, so that
 //! its kernel does not answer with a reset that would take our NOTIFICATION with it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -16,7 +18,9 @@ use podway_bgp::{ConnId, Event};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
+
+use super::transport::{self, Carriage, Keys};
 
 /// Messages that may wait for one connection's write side.
 pub(super) const QUEUE: usize = 16 << 10;
@@ -24,8 +28,9 @@ pub(super) const QUEUE: usize = 16 << 10;
 const READ: usize = 16 << 10;
 /// Connections that the kernel may hold for us (a whole cluster comes at once).
 const BACKLOG: u32 = 4096;
-/// How long a connection attempt may take.
-const CONNECT: Duration = Duration::from_secs(5);
+/// How long a connection attempt may take: less than the speaker waits before it begins the next, so that the reason
+/// is known.
+const CONNECT: Duration = Duration::from_millis(3500);
 /// How long a closed connection may take to end.
 const LINGER: Duration = Duration::from_secs(3);
 
@@ -33,6 +38,7 @@ const LINGER: Duration = Duration::from_secs(3);
 pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = socket_for(address.ip())?;
     socket.set_reuseaddr(true)?;
+    transport::listening(&socket, address.ip())?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }
@@ -42,7 +48,7 @@ fn socket_for(address: IpAddr) -> io::Result<TcpSocket> {
 }
 
 /// Hands accepted connections on, for ever. A failing accept (out of file descriptors) is tried again in a while.
-pub(super) async fn accept(listener: TcpListener, accepted: mpsc::Sender<(TcpStream, IpAddr)>) {
+pub(super) async fn accept(listener: Arc<TcpListener>, accepted: mpsc::Sender<(TcpStream, IpAddr)>) {
     loop {
         match listener.accept().await {
             Ok((stream, remote)) => {
@@ -63,16 +69,19 @@ pub(super) async fn outgoing(
     conn: ConnId,
     remote: SocketAddr,
     local: Option<IpAddr>,
+    carriage: Result<Carriage, String>,
     mut queue: mpsc::Receiver<Bytes>,
     events: mpsc::Sender<Event>,
 ) {
     let attempt = async {
         let socket = socket_for(remote.ip())?;
+        carriage.map_err(io::Error::other)?.before_connect(&socket, remote.ip())?;
         if let Some(local) = local {
             socket.set_reuseaddr(true)?;
             socket.bind(SocketAddr::new(local, 0))?;
         }
-        tokio::time::timeout(CONNECT, socket.connect(remote)).await?
+        let silence = |_| io::Error::new(io::ErrorKind::TimedOut, "no answer");
+        tokio::time::timeout(CONNECT, socket.connect(remote)).await.map_err(silence)?
     };
     // Nothing is sent before the connection stands, so anything from the queue is its end.
     let stream = tokio::select! {
@@ -153,38 +162,47 @@ async fn drain(read: &mut tokio::net::tcp::OwnedReadHalf) {
 /// Listeners by address; dropping them ends their tasks.
 #[derive(Default)]
 pub(super) struct Listeners {
-    open: std::collections::BTreeMap<SocketAddr, tokio::task::AbortHandle>,
+    open: BTreeMap<SocketAddr, Listening>,
     tasks: JoinSet<()>,
-    failed: std::collections::BTreeMap<SocketAddr, String>,
+    failed: BTreeMap<SocketAddr, String>,
+}
+
+struct Listening {
+    listener: Arc<TcpListener>,
+    task: AbortHandle,
+    /// The keys that it holds.
+    keys: Keys,
 }
 
 impl Listeners {
-    /// Opens and closes so that exactly `wanted` are open. False: some could not be opened.
+    /// Opens and closes so that exactly `wanted` are open, each with these keys. False: some could not be opened, or not
+    /// be given their keys; those are closed.
     pub(super) fn set(
         &mut self,
-        wanted: &std::collections::BTreeSet<SocketAddr>,
+        wanted: &BTreeSet<SocketAddr>,
+        keys: &Keys,
         accepted: &mpsc::Sender<(TcpStream, IpAddr)>,
     ) -> bool {
-        self.open.retain(|address, task| {
+        self.open.retain(|address, listening| {
             let keep = wanted.contains(address);
             if !keep {
-                task.abort();
+                listening.task.abort();
             }
             keep
         });
         self.failed.retain(|address, _| wanted.contains(address));
         for address in wanted {
-            if self.open.contains_key(address) {
-                continue;
-            }
-            match listen(*address) {
-                Ok(listener) => {
-                    tracing::info!(%address, "listening for BGP");
-                    let task = self.tasks.spawn(accept(listener, accepted.clone()));
-                    self.open.insert(*address, task);
-                    self.failed.remove(address);
-                }
+            let done = match self.open.get_mut(address) {
+                Some(listening) => listening.follow(address.ip(), keys),
+                None => self.begin(*address, keys, accepted),
+            };
+            match done {
+                Ok(()) => drop(self.failed.remove(address)),
                 Err(error) => {
+                    // Without its keys it would take whoever comes.
+                    if let Some(listening) = self.open.remove(address) {
+                        listening.task.abort();
+                    }
                     // Said once per reason: it is tried again and again.
                     let error = error.to_string();
                     if self.failed.insert(*address, error.clone()) != Some(error.clone()) {
@@ -194,5 +212,29 @@ impl Listeners {
             }
         }
         self.failed.is_empty()
+    }
+
+    fn begin(
+        &mut self,
+        address: SocketAddr,
+        keys: &Keys,
+        accepted: &mpsc::Sender<(TcpStream, IpAddr)>,
+    ) -> io::Result<()> {
+        let listener = Arc::new(listen(address)?);
+        keys.follow(&*listener, address.ip(), &Keys::default())?;
+        tracing::info!(%address, "listening for BGP");
+        let task = self.tasks.spawn(accept(Arc::clone(&listener), accepted.clone()));
+        self.open.insert(address, Listening { listener, task, keys: keys.clone() });
+        Ok(())
+    }
+}
+
+impl Listening {
+    fn follow(&mut self, own: IpAddr, keys: &Keys) -> io::Result<()> {
+        if self.keys != *keys {
+            keys.follow(&*self.listener, own, &self.keys)?;
+            self.keys = keys.clone();
+        }
+        Ok(())
     }
 }

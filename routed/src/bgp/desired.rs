@@ -7,13 +7,14 @@ use std::time::Duration;
 use ipnet::IpNet;
 use podway_bgp::config::{
     Claims, ConnectMode, Export, GracefulRestart, Import, Neighbour, NeighbourOptions, Role, SecondRestart,
-    SpeakerConfig, SpeakerOptions,
+    SpeakerConfig, SpeakerOptions, Transport,
 };
 use podway_bgp::types::Families;
 use podway_model::cluster::{Backend, BgpConfig, NodeRecord, Topology};
 use podway_model::ids::NodeName;
 use podway_model::names;
 
+use super::peers;
 use crate::view::{ClusterView, LocalFacts, OwnBlockState};
 
 /// Longest wait for peers that were up before a restart. Until it is over, new routes are not used: it is short
@@ -33,6 +34,10 @@ pub(crate) struct Desired {
     pub(crate) claims: Claims,
     /// Where to listen.
     pub(crate) listen: BTreeSet<SocketAddr>,
+    /// Documents that are not followed, and why.
+    pub(crate) problems: Vec<String>,
+    /// It is a speaker alone: nobody asks for its routes.
+    pub(crate) alone: bool,
 }
 
 /// What the speaker shall do; none: it shall not run (another backend), or this node has no address yet.
@@ -47,19 +52,24 @@ pub(crate) fn desired_bgp(view: &ClusterView, node: &NodeName, facts: &LocalFact
     }
     let bgp = &view.config.bgp;
     let asn = view.nodes.get(node).and_then(|n| n.record.as_ref()).and_then(|r| r.asn).unwrap_or(bgp.asn);
+    let mut neighbours = neighbours(view, node, facts, asn);
+    let problems = peers::add(&mut neighbours, view, node, facts, asn);
     let config = SpeakerConfig {
         asn,
         router_id: facts.address_v4.unwrap_or_else(|| names::router_id(node.as_str())),
         cluster_id: view.reflectors.get(node).and_then(|reflector| reflector.cluster_id),
         hold_time: Duration::from_secs(u64::from(bgp.hold_time_seconds)),
         graceful_restart: graceful_restart(bgp),
-        neighbours: neighbours(view, node, facts, asn),
+        neighbours,
         originated: originated(view, facts),
         own_addresses: own.clone(),
-        options: SpeakerOptions::default(),
+        options: SpeakerOptions {
+            claimed_only: view.pools.values().map(|pool| pool.cidr).collect(),
+            ..SpeakerOptions::default()
+        },
     };
     let listen = own.into_iter().map(|address| SocketAddr::new(address, bgp.port)).collect();
-    Some(Desired { config, claims: claims(view), listen })
+    Some(Desired { config, claims: claims(view), listen, problems, alone: false })
 }
 
 fn graceful_restart(bgp: &BgpConfig) -> Option<GracefulRestart> {
@@ -108,7 +118,14 @@ fn neighbours(
             families: Families::BOTH,
             import: Import::Claimed,
             export: Export::All,
-            options: NeighbourOptions::default(),
+            options: NeighbourOptions {
+                transport: Transport {
+                    md5_file: bgp.password_file.clone(),
+                    ttl_security: None,
+                    dscp: bgp.dscp,
+                },
+                ..NeighbourOptions::default()
+            },
         };
         neighbours.insert(theirs, neighbour);
     }
@@ -170,8 +187,11 @@ pub(crate) fn router_id_clashes(view: &ClusterView) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use podway_model::cluster::Reflector;
+    use podway_model::cluster::{
+        Assignment, BgpPeer, PeerExport, PeerImport, Pool, Reflector, SourceAddress,
+    };
     use podway_model::ids::{IfName, Mtu};
+    use podway_model::k8s::LabelSelector;
 
     use super::*;
     use crate::view::{NodeView, OwnBlock};
@@ -301,6 +321,76 @@ mod tests {
         ];
         assert_eq!(claims, expected);
         assert_eq!(desired.listen.len(), 2);
+    }
+
+    fn peer(address: &str, asn: u32, selector: LabelSelector) -> BgpPeer {
+        BgpPeer {
+            node_selector: selector,
+            address: address.parse().unwrap(),
+            port: 1790,
+            asn: asn.try_into().unwrap(),
+            import: PeerImport::All,
+            export: PeerExport::Own,
+            source_address: SourceAddress::Node,
+            passive: false,
+            password_file: Some("/etc/podway/tor.key".into()),
+            ttl_security: Some(1),
+            dscp: Some(10),
+        }
+    }
+
+    #[test]
+    fn peers_are_neighbours_of_the_nodes_that_they_select() {
+        let mut view = view(Topology::Mesh);
+        let zone = |zone: &str| LabelSelector {
+            match_labels: BTreeMap::from([("zone".to_owned(), zone.to_owned())]),
+            ..LabelSelector::default()
+        };
+        let labels = &mut view.nodes.get_mut(&name("n2")).unwrap().record.as_mut().unwrap().labels;
+        labels.insert("zone".to_owned(), "a".to_owned());
+        let everywhere = LabelSelector::default();
+        for (document, peer) in [
+            ("tor-a", peer("192.0.2.1", 65000, zone("a"))),
+            ("tor-b", peer("192.0.2.2", 65000, zone("b"))),
+            (
+                "reflector",
+                BgpPeer {
+                    source_address: SourceAddress::Any,
+                    ..peer("2001:db8::1", 64512, everywhere.clone())
+                },
+            ),
+            ("same-as-a-node", peer("10.0.0.1", 65000, everywhere.clone())),
+            ("self", peer("10.0.0.2", 65000, everywhere)),
+        ] {
+            view.peers.insert(document.parse().unwrap(), peer);
+        }
+        let pool = Pool {
+            cidr: "10.244.0.0/16".parse().unwrap(),
+            block_size: None,
+            node_selector: LabelSelector::default(),
+            namespace_selector: None,
+            nat: true,
+            assignment: Assignment::default(),
+            disabled: false,
+        };
+        view.pools.insert("default".parse().unwrap(), pool.clone());
+        let desired = desired_bgp(&view, &name("n2"), &facts()).unwrap();
+        assert_eq!(desired.config.mistakes(), []);
+        assert_eq!(desired.config.options.claimed_only, BTreeSet::from([pool.cidr]));
+        let outside: Vec<&Neighbour> =
+            desired.config.neighbours.values().filter(|n| n.import == Import::All).collect();
+        let names: Vec<(&str, Role)> = outside.iter().map(|n| (n.name.as_str(), n.role)).collect();
+        assert_eq!(names, [("tor-a", Role::External), ("reflector", Role::Mesh)]);
+        assert_eq!(outside[0].local_address, Some("10.0.0.2".parse().unwrap()));
+        assert_eq!(outside[1].local_address, None);
+        let transport = &outside[0].options.transport;
+        assert_eq!((transport.ttl_security, transport.dscp), (Some(1), Some(10)));
+        assert!(transport.md5_file.is_some() && outside[0].options.export.is_some());
+        let problems = [
+            "BGP peer same-as-a-node: 10.0.0.1 is the address of n1 already",
+            "BGP peer self: 10.0.0.2 is this node's own address",
+        ];
+        assert_eq!(desired.problems, problems);
     }
 
     #[test]

@@ -12,8 +12,10 @@
 //! |---|---|
 //! | `mod.rs` | when a speaker runs, and who asks |
 //! | `desired.rs` | what it shall do: a pure function of the cluster |
+//! | `peers.rs` | neighbours outside the cluster |
 //! | `shell.rs` | events in, actions out |
 //! | `connection.rs` | sockets |
+//! | `transport.rs` | signatures, TTL security, class of service |
 //! | `bfd.rs` | the thread that watches neighbours by BFD |
 //! | `peers_file.rs` | who was up before a restart |
 //! | `standalone/` | the speaker alone: `routed speaker` |
@@ -26,12 +28,17 @@ mod answers;
 mod bfd;
 mod connection;
 mod desired;
+mod peers;
 mod peers_file;
 mod shell;
 pub(crate) mod standalone;
 #[cfg(test)]
 mod tests;
+mod transport;
+#[cfg(test)]
+mod transport_tests;
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -73,17 +80,19 @@ pub(crate) enum Query {
     Peers(oneshot::Sender<Vec<BgpPeerStatus>>),
     /// The paths in the RIB.
     Routes(oneshot::Sender<Vec<BgpRouteStatus>>),
+    /// Ask a neighbour for its table again; the answer: whether there is such a neighbour, with a session.
+    Refresh(IpAddr, oneshot::Sender<bool>),
 }
 
 impl Bgp {
     /// Runs until the end of the process; then closes all connections so that peers keep our routes.
     pub(crate) async fn run(mut self) {
         let mut shell = None;
-        let mut clashes = vec![];
+        let mut problems = vec![];
         let mut moved = true;
         loop {
             if std::mem::take(&mut moved) {
-                self.follow(&mut shell, &mut clashes).await;
+                self.follow(&mut shell, &mut problems).await;
             }
             self.publish(shell.as_ref());
             // Every branch is cancel-safe: what it took it returns. A closed channel ends the process elsewhere.
@@ -91,7 +100,7 @@ impl Bgp {
                 () = self.shutdown.requested() => break,
                 Ok(()) = self.view.changed() => moved = true,
                 Ok(()) = self.facts.changed() => moved = true,
-                Some(query) = self.queries.recv() => answer(query, shell.as_ref()),
+                Some(query) = self.queries.recv() => answer(query, shell.as_mut()),
                 wake = next(shell.as_mut()) => if let Some(shell) = &mut shell { shell.handle(wake) },
             }
         }
@@ -101,15 +110,18 @@ impl Bgp {
     }
 
     /// Starts, reconfigures or stops the speaker as the cluster wants it.
-    async fn follow(&mut self, shell: &mut Option<Shell>, clashes: &mut Vec<String>) {
+    async fn follow(&mut self, shell: &mut Option<Shell>, problems: &mut Vec<String>) {
         let view = Arc::clone(&self.view.borrow_and_update());
         let facts = self.facts.borrow_and_update().clone();
         let Some(facts) = facts.filter(|_| view.synced) else { return };
         let desired = desired_bgp(&view, &self.node, &facts);
-        let found = if desired.is_some() { desired::router_id_clashes(&view) } else { vec![] };
-        if found != *clashes {
-            found.iter().for_each(|clash| tracing::error!("{clash}: they cannot have a BGP session"));
-            *clashes = found;
+        let clash = |clash: String| format!("{clash}: they cannot have a BGP session");
+        let found: Vec<String> = desired.as_ref().map_or(vec![], |desired| {
+            desired::router_id_clashes(&view).into_iter().map(clash).chain(desired.problems.clone()).collect()
+        });
+        if found != *problems {
+            found.iter().filter(|new| !problems.contains(new)).for_each(|new| tracing::error!("{new}"));
+            *problems = found;
         }
         match (shell.as_mut(), desired) {
             (Some(shell), Some(desired)) => shell.follow(desired),
@@ -155,15 +167,25 @@ async fn next(shell: Option<&mut Shell>) -> Wake {
     }
 }
 
+/// The sentence for an asker who names a neighbour without a session.
+pub(crate) fn no_session(peer: IpAddr) -> String {
+    format!("there is no session with {peer}")
+}
+
 /// The asker may have gone: then nobody needs the answer.
-fn answer(query: Query, shell: Option<&Shell>) {
+fn answer(query: Query, shell: Option<&mut Shell>) {
     match query {
         Query::Peers(asker) => {
-            let peers = shell.map(|shell| answers::peers(shell.speaker(), shell.now())).unwrap_or_default();
+            let peers = shell
+                .map(|shell| answers::peers(shell.speaker(), shell.now(), shell.bfd()))
+                .unwrap_or_default();
             let _ = asker.send(peers);
         }
         Query::Routes(asker) => {
             let _ = asker.send(shell.map(|shell| answers::routes(shell.speaker())).unwrap_or_default());
+        }
+        Query::Refresh(peer, asker) => {
+            let _ = asker.send(shell.is_some_and(|shell| shell.refresh(peer)));
         }
     }
 }

@@ -17,6 +17,7 @@ use super::bfd::{Change, Watch, Watched};
 use super::connection::{self, Listeners, QUEUE};
 use super::desired::Desired;
 use super::peers_file::PeersFile;
+use super::transport::{Carriage, Keys};
 use crate::view::BgpRoutes;
 
 /// Events from all connections that may wait: enough to keep the speaker busy, little enough to bound memory at
@@ -28,8 +29,10 @@ const ACCEPTED: usize = 64;
 const TURN: usize = 256;
 /// How long connections may take to end when the daemon ends.
 const FAREWELL: Duration = Duration::from_secs(1);
-/// When a listener that could not be opened is tried again.
+/// When a listener that could not be opened, or a key that could not be read, is tried again.
 const LISTEN_RETRY: Duration = Duration::from_secs(2);
+/// When files of keys are read again.
+const KEYS_AGAIN: Duration = Duration::from_secs(10);
 
 /// What woke the shell.
 pub(super) enum Wake {
@@ -39,7 +42,7 @@ pub(super) enum Wake {
     Accepted(TcpStream, IpAddr),
     /// The speaker's deadline.
     Deadline,
-    /// Time to try listening again.
+    /// Time to look at listeners and keys again.
     Listen,
     /// BFD has something to say.
     Bfd(Change),
@@ -60,8 +63,12 @@ pub(super) struct Shell {
     events: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
     accepted: (mpsc::Sender<Accepted>, mpsc::Receiver<Accepted>),
     listeners: Listeners,
+    /// TCP MD5 keys as their files say.
+    keys: Keys,
     /// None: nobody is to be watched.
     watch: Option<Watch>,
+    /// What BFD has last said of whom it watches.
+    bfd: BTreeMap<IpAddr, String>,
     listen_at: Option<Instant>,
     /// When a flush began whose cost is not known yet: the connections' tasks have not run.
     flushing: Option<Instant>,
@@ -85,13 +92,16 @@ impl Shell {
             events: mpsc::channel(EVENTS),
             accepted: mpsc::channel(ACCEPTED),
             listeners: Listeners::default(),
+            keys: Keys::read(&desired.config),
             watch: None,
+            bfd: BTreeMap::new(),
             listen_at: None,
             flushing: None,
             peers_file,
             routes: Arc::default(),
             desired,
         };
+        shell.say_keys(&Keys::default());
         let claims = Arc::new(shell.desired.claims.clone());
         shell.perform(actions);
         shell.step(Event::Claimed(claims));
@@ -144,6 +154,9 @@ impl Shell {
             Wake::Listen => self.listen(),
             Wake::Bfd(Change { peer, lost, what }) => {
                 tracing::info!(%peer, "{what}");
+                if let Some(said) = self.bfd.get_mut(&peer) {
+                    *said = what.trim_start_matches("BFD: ").to_owned();
+                }
                 if lost {
                     // Whether the node is dead or its daemon restarts is not known: graceful restart holds.
                     self.step(Event::Lost { peer, purge: false, reason: what });
@@ -156,15 +169,16 @@ impl Shell {
     /// Follows the cluster.
     pub(super) fn follow(&mut self, desired: Desired) {
         let before = std::mem::replace(&mut self.desired, desired);
+        // Keys before all: a neighbour that is new may sign.
+        if before.config != self.desired.config || before.listen != self.desired.listen {
+            self.listen();
+        }
         // Claims first: a node that is new comes with the right to its routes.
         if before.claims != self.desired.claims {
             self.step(Event::Claimed(Arc::new(self.desired.claims.clone())));
         }
         if before.config != self.desired.config {
             self.step(Event::Configured(Arc::new(self.desired.config.clone())));
-        }
-        if before.listen != self.desired.listen {
-            self.listen();
         }
         self.follow_bfd();
     }
@@ -179,6 +193,10 @@ impl Shell {
         let wanted: Watched = neighbours
             .filter_map(|(peer, neighbour)| Some((*peer, (own(neighbour, peer)?, neighbour.options.bfd?))))
             .collect();
+        self.bfd.retain(|peer, _| wanted.contains_key(peer));
+        for peer in wanted.keys() {
+            self.bfd.entry(*peer).or_insert_with(|| "not up yet".to_owned());
+        }
         if wanted.is_empty() {
             self.watch = None;
             return;
@@ -204,6 +222,23 @@ impl Shell {
         let _ = tokio::time::timeout(FAREWELL, all).await;
     }
 
+    /// Asks a neighbour for its table again; false: there is no session.
+    pub(super) fn refresh(&mut self, peer: IpAddr) -> bool {
+        let up = |status: &podway_bgp::event::PeerStatus| {
+            status.address == peer && status.state == podway_bgp::session::State::Established
+        };
+        let found = self.speaker.peers().iter().any(up);
+        if found {
+            self.step(Event::Refresh { peer });
+        }
+        found
+    }
+
+    /// What BFD says of neighbours.
+    pub(super) fn bfd(&self) -> &BTreeMap<IpAddr, String> {
+        &self.bfd
+    }
+
     pub(super) fn speaker(&self) -> &Speaker {
         &self.speaker
     }
@@ -214,11 +249,41 @@ impl Shell {
     }
 
     fn listen(&mut self) {
-        let complete = self.listeners.set(&self.desired.listen, &self.accepted.0);
-        self.listen_at = (!complete).then(|| Instant::now() + LISTEN_RETRY);
+        let before = std::mem::replace(&mut self.keys, Keys::read(&self.desired.config));
+        self.say_keys(&before);
+        let open = self.listeners.set(&self.desired.listen, &self.keys, &self.accepted.0);
+        let complete = open && self.keys.problems().next().is_none();
+        let again = match (complete, self.keys.is_empty()) {
+            (false, _) => Some(LISTEN_RETRY),
+            (true, false) => Some(KEYS_AGAIN),
+            (true, true) => None,
+        };
+        self.listen_at = again.map(|again| Instant::now() + again);
+    }
+
+    /// Says once what is wrong with keys.
+    fn say_keys(&self, before: &Keys) {
+        let known: Vec<&str> = before.problems().collect();
+        for problem in self.keys.problems().filter(|problem| !known.contains(problem)) {
+            tracing::error!("TCP MD5 key {problem}: neighbours with it get no connection");
+        }
+    }
+
+    /// How connections with an address are carried.
+    fn carriage(&self, remote: IpAddr) -> Result<Carriage, String> {
+        let neighbour = self.desired.config.neighbour_at(remote);
+        let transport = neighbour.map(|neighbour| neighbour.options.transport.clone());
+        self.keys.carriage(&transport.unwrap_or_default())
     }
 
     fn on_accepted(&mut self, stream: TcpStream, remote: IpAddr) {
+        let carried = self.carriage(remote).and_then(|carriage| {
+            carriage.accepted(&stream, remote.is_ipv4()).map_err(|error| error.to_string())
+        });
+        if let Err(error) = carried {
+            tracing::warn!(peer = %remote, "a BGP connection is refused: {error}");
+            return;
+        }
         let conn = ConnId::Incoming(self.next_incoming);
         self.next_incoming += 1;
         let (queue, receiver) = mpsc::channel(QUEUE);
@@ -249,7 +314,8 @@ impl Shell {
                     let (queue, receiver) = mpsc::channel(QUEUE);
                     self.queues.insert(conn, queue);
                     let events = self.events.0.clone();
-                    self.tasks.spawn(connection::outgoing(conn, remote, local, receiver, events));
+                    let carriage = self.carriage(remote.ip());
+                    self.tasks.spawn(connection::outgoing(conn, remote, local, carriage, receiver, events));
                 }
                 Action::Send { conn, bytes } => {
                     let refused = self.queues.get(&conn).is_some_and(|queue| queue.try_send(bytes).is_err());
@@ -259,7 +325,7 @@ impl Shell {
                 }
                 Action::Close { conn } => drop(self.queues.remove(&conn)),
                 // A speaker alone has no kernel to tell.
-                Action::RouteChanged { .. } if self.peers_file.is_none() => {}
+                Action::RouteChanged { .. } if self.desired.alone => {}
                 Action::RouteChanged { prefix, next_hops } => {
                     let routes = &mut Arc::make_mut(&mut self.routes).routes;
                     if next_hops.is_empty() {

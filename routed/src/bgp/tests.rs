@@ -23,14 +23,14 @@ use super::{Bgp, Query};
 use crate::view::{BgpRoutes, ClusterView, LocalFacts, NodeView, OwnBlock, OwnBlockState};
 
 /// How long anything may take; what is waited for takes milliseconds.
-const LIMIT: Duration = Duration::from_secs(20);
-const BIRD: u8 = 100;
+pub(super) const LIMIT: Duration = Duration::from_secs(30);
+pub(super) const BIRD: u8 = 100;
 
-fn v4(i: u8) -> Ipv4Addr {
+pub(super) fn v4(i: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 9, 0, i)
 }
 
-fn v6(i: u8) -> Ipv6Addr {
+pub(super) fn v6(i: u8) -> Ipv6Addr {
     Ipv6Addr::new(0xfd09, 0, 0, 0, 0, 0, 0, u16::from(i))
 }
 
@@ -43,7 +43,7 @@ fn name(i: u8) -> NodeName {
 }
 
 /// Runs `test` in a namespace whose loopback device has the addresses of nodes 1 to 3 and of BIRD.
-fn in_lab(title: &str, test: impl AsyncFnOnce() + Send) {
+pub(super) fn in_lab(title: &str, test: impl AsyncFnOnce() + Send) {
     if !nix::unistd::geteuid().is_root() {
         println!("SKIP {title}: needs root");
         return;

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -15,7 +16,7 @@ mod options;
 
 pub use options::{
     AddPath, AsRange, Bfd, LocalAs, MaxPrefixes, Med, Multipath, NeighbourOptions, NextHop, Range, Relation,
-    SpeakerOptions,
+    SpeakerOptions, Transport,
 };
 
 /// The whole configuration of a speaker.
@@ -234,6 +235,12 @@ impl SpeakerConfig {
         }
         for (address, neighbour) in &self.neighbours {
             self.neighbour_mistakes(*address, neighbour, true, &mut found);
+            // The kernel takes the most specific key that there is: none is not to be had inside of a range that signs.
+            let signs = |range: &Range| range.template.options.transport.md5_file.is_some();
+            if neighbour.options.transport.md5_file.is_none() && self.range_of(*address).is_some_and(signs) {
+                let (option, why) = ("no TCP MD5 key", "cannot be inside of a range that has one");
+                found.push(ConfigError::Option { address: *address, option, why });
+            }
         }
         for range in &self.options.ranges {
             self.neighbour_mistakes(
@@ -298,6 +305,12 @@ impl SpeakerConfig {
         };
         let bfd = options.bfd.as_ref().is_some_and(slow);
         mistake(bfd, "BFD", "has no multiplier, or an interval not from 10 ms to 60 s");
+        let transport = &options.transport;
+        mistake(transport.ttl_security == Some(0), "TTL security", "is zero hops, 1 to 255 expected");
+        mistake(transport.dscp.is_some_and(|dscp| dscp > 63), "DSCP", "is above 63");
+        let local = neighbour.local_address.is_some_and(|local| local.is_ipv4() != address.is_ipv4());
+        mistake(local, "local address", "is of another family than the neighbour's");
+        mistake(neighbour.port == 0, "port", "is 0");
         let warned = |max: &MaxPrefixes| max.limit == 0 || max.warn_percent > 100;
         let maximum = options.max_prefixes.values().any(warned);
         mistake(maximum, "maximum prefixes", "is zero, or warns above 100 percent");
@@ -313,6 +326,15 @@ impl SpeakerConfig {
             let connect = ConnectMode::Passive;
             Some(Cow::Owned(Neighbour { name, connect, ..range.template.clone() }))
         })
+    }
+
+    /// Addresses that sign their segments, each with the file of its key (RFC 2385).
+    pub fn md5_files(&self) -> impl Iterator<Item = (IpNet, &PathBuf)> {
+        let listed = self.neighbours.iter().map(|(address, neighbour)| (IpNet::from(*address), neighbour));
+        let ranges = self.options.ranges.iter().map(|range| (range.prefix.trunc(), &range.template));
+        listed
+            .chain(ranges)
+            .filter_map(|(of, neighbour)| Some((of, neighbour.options.transport.md5_file.as_ref()?)))
     }
 
     /// The most specific range that an address is in.

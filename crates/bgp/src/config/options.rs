@@ -2,6 +2,7 @@
 //! whoever does not care writes `..Default::default()`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +27,9 @@ pub struct SpeakerOptions {
     /// Maintenance: everything is announced with GRACEFUL_SHUTDOWN and the lowest preference (RFC 8326), so that
     /// traffic leaves before the sessions do.
     pub maintenance: bool,
+    /// Prefixes that belong to the cluster: what lies inside of one is used only as [`super::Import::Claimed`] says,
+    /// whoever tells it.
+    pub claimed_only: BTreeSet<IpNet>,
 }
 
 /// Neighbours by range. The most specific range counts; they are passive, and forgotten when their session has ended
@@ -127,6 +131,20 @@ pub struct NeighbourOptions {
     pub maintenance: bool,
     /// Whether the shell shall watch it by BFD (RFC 5882), and with which timers.
     pub bfd: Option<Bfd>,
+    /// How the shell shall carry the session.
+    pub transport: Transport,
+}
+
+/// How the shell carries a session over TCP. Connections that stand keep what they began with.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Transport {
+    /// File with the key of RFC 2385; none: segments are not signed.
+    pub md5_file: Option<PathBuf>,
+    /// The neighbour is at most that many hops away, and packets from farther are dropped (RFC 5082); none: from
+    /// anywhere. We send with TTL 255.
+    pub ttl_security: Option<u8>,
+    /// Differentiated services code point; none: CS6, network control.
+    pub dscp: Option<u8>,
 }
 
 impl Default for NeighbourOptions {
@@ -155,6 +173,7 @@ impl Default for NeighbourOptions {
             shutdown: None,
             maintenance: false,
             bfd: None,
+            transport: Transport::default(),
         }
     }
 }
@@ -209,6 +228,13 @@ pub struct Bfd {
     pub multiplier: u8,
     /// The neighbour is more than one hop away (RFC 5883).
     pub multihop: bool,
+}
+
+impl SpeakerOptions {
+    /// Whether a prefix belongs to the cluster.
+    pub fn is_claimed_only(&self, prefix: &IpNet) -> bool {
+        self.claimed_only.iter().any(|whole| whole.contains(prefix))
+    }
 }
 
 impl Range {

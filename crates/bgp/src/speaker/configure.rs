@@ -48,7 +48,9 @@ impl Speaker {
         }
         self.follow_ranges(&config);
         let all: Vec<IpNet> = self.rib.iter().map(|(prefix, _)| *prefix).collect();
-        if before.own_addresses != config.own_addresses {
+        if before.own_addresses != config.own_addresses
+            || before.options.claimed_only != config.options.claimed_only
+        {
             all.iter().for_each(|prefix| self.judge(*prefix));
         }
         let rules = (before.options.med, before.options.multipath);
@@ -126,6 +128,7 @@ impl Speaker {
         if before.connect != neighbour.connect
             || before.port != neighbour.port
             || before.local_address != neighbour.local_address
+            || before.options.transport != neighbour.options.transport
         {
             self.change_connecting(address, &neighbour);
         }

@@ -66,6 +66,8 @@ pub(super) struct Peer {
     pub(super) long_lived: BTreeMap<Family, Duration>,
     /// Families whose stale routes are a last resort now, and until when.
     pub(super) last_resort: BTreeMap<Family, Duration>,
+    /// UPDATE messages that came from it.
+    pub(super) updates: u64,
     /// Whether the session has been up in this life: the F bit may say so.
     pub(super) was_up: bool,
     pub(super) held: Option<Held>,
@@ -91,6 +93,7 @@ impl Peer {
             stale_until: None,
             long_lived: BTreeMap::new(),
             last_resort: BTreeMap::new(),
+            updates: 0,
             was_up: false,
             last_error: held.as_ref().map(|held| held.why.clone()),
             held,

@@ -8,7 +8,7 @@ use super::peer::Peer;
 use crate::config::SpeakerConfig;
 use crate::event::{PeerStatus, RouteStatus};
 use crate::message::Nlri;
-use crate::message::attribute::PathAttributes;
+use crate::message::attribute::{PathAttributes, kind};
 use crate::rib::decision::local_pref;
 
 impl Speaker {
@@ -35,6 +35,7 @@ impl Speaker {
                 usable: peer.adj_in.iter().filter(usable).count(),
                 stale: peer.stale.len(),
                 advertised: group.map_or(0, |group| group.advertised(*address)),
+                updates: peer.updates,
                 last_error: peer.held.as_ref().map(|held| held.why.clone()).or(peer.last_error.clone()),
             });
         }
@@ -56,6 +57,8 @@ impl Speaker {
                     originator_id: attributes.originator_id,
                     local_pref: local_pref(path),
                     as_path: attributes.as_path.to_string(),
+                    med: attributes.med,
+                    communities: communities(attributes),
                     best: destination.best().is_some_and(|best| best.same_as(path)),
                     usable: path.usable,
                     stale: peer.is_some_and(|peer| {
@@ -95,4 +98,16 @@ impl Speaker {
     pub fn is_synced(&self) -> bool {
         self.deferral.is_none()
     }
+}
+
+/// Communities as text, in their order.
+fn communities(attributes: &PathAttributes) -> Vec<String> {
+    let standard = attributes
+        .members::<4>(kind::COMMUNITIES)
+        .map(|[a, b, c, d]| format!("{}:{}", u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])));
+    let large = attributes.members::<12>(kind::LARGE_COMMUNITIES).map(|all| {
+        let part = |at: usize| u32::from_be_bytes([all[at], all[at + 1], all[at + 2], all[at + 3]]);
+        format!("{}:{}:{}", part(0), part(4), part(8))
+    });
+    standard.chain(large).collect()
 }

@@ -24,6 +24,9 @@ const REFRESH_TIME: Duration = Duration::from_secs(360);
 
 impl Speaker {
     pub(super) fn on_update(&mut self, address: IpAddr, update: Update) {
+        if let Some(peer) = self.peers.get_mut(&address) {
+            peer.updates += 1;
+        }
         for fault in &update.faults {
             let what = format!("attribute {}: {} ({:?})", fault.kind, fault.what, fault.treatment);
             self.actions.push(Action::Ignoring { peer: address, what });
@@ -271,10 +274,11 @@ impl Importer<'_> {
     ) -> (bool, Arc<Attributes>) {
         let as_it_came = || Arc::clone(received);
         let next_hop = received.path.next_hop;
+        let claimed = || self.claims.get(prefix).is_some_and(|holders| holders.contains(&next_hop));
         let rule = match neighbour.import {
             Import::None => false,
-            Import::All => true,
-            Import::Claimed => self.claims.get(prefix).is_some_and(|holders| holders.contains(&next_hop)),
+            Import::All => !self.config.options.is_claimed_only(prefix) || claimed(),
+            Import::Claimed => claimed(),
         };
         // RFC 4271 5.1.3: never by way of ourselves.
         if !rule || self.config.own_addresses.contains(&next_hop) {

@@ -1,14 +1,16 @@
 //! Our own kinds: `ClusterConfig`, `Pool`, `BGPPeer`, `Reflector`. Unknown keys are refused everywhere.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
 
 use ipnet::IpNet;
 
 use super::reader::{Field, Map};
 use super::{CLUSTER_CONFIG_NAME, Document, Kind, labels};
 use crate::cluster::{
-    Assignment, Backend, BgpConfig, BgpPeer, ClusterConfig, Inventory, MasqueradeConfig, PolicyConfig,
-    PolicyMode, PolicyTimeout, Pool, Reflector, Topology, VxlanConfig,
+    Assignment, Backend, BgpConfig, BgpPeer, ClusterConfig, Inventory, MasqueradeConfig, PeerExport,
+    PeerImport, PolicyConfig, PolicyMode, PolicyTimeout, Pool, Reflector, SourceAddress, Topology,
+    VxlanConfig,
 };
 use crate::ids::{Asn, Mtu, NodeName, Vni};
 use crate::k8s::LabelSelector;
@@ -124,6 +126,8 @@ fn bgp(field: &Field<'_>) -> Option<BgpConfig> {
         // RFC 4724 section 3: 12 bits.
         number(f, "0 (off) to 4095 seconds", |n: u16| (n <= 4095).then_some(n))
     });
+    let password_file = map.maybe("passwordFile", absolute_path);
+    let dscp = map.maybe("dscp", dscp);
     map.refuse_unknown();
     Some(BgpConfig {
         asn: asn?,
@@ -131,6 +135,8 @@ fn bgp(field: &Field<'_>) -> Option<BgpConfig> {
         port: port?,
         hold_time_seconds: hold_time_seconds?,
         restart_time_seconds: restart_time_seconds?,
+        password_file: password_file?,
+        dscp: dscp?,
     })
 }
 
@@ -236,8 +242,47 @@ fn peer(field: &Field<'_>) -> Option<BgpPeer> {
     });
     let port = map.or("port", 179, port);
     let asn = map.required("asn", ASN).and_then(|f| asn(&f));
+    let import = map.or("import", PeerImport::default(), |f| {
+        f.one_of(&[("none", PeerImport::None), ("all", PeerImport::All)])
+    });
+    let export = map.or("export", PeerExport::default(), |f| {
+        f.one_of(&[("none", PeerExport::None), ("own", PeerExport::Own), ("all", PeerExport::All)])
+    });
+    let source_address = map.or("sourceAddress", SourceAddress::default(), |f| {
+        f.one_of(&[("node", SourceAddress::Node), ("any", SourceAddress::Any)])
+    });
+    let passive = map.or("passive", false, Field::boolean);
+    let password_file = map.maybe("passwordFile", absolute_path);
+    let ttl_security = map.maybe("ttlSecurity", |f| number(f, "1 to 255 hops", |n: u8| (n > 0).then_some(n)));
+    let dscp = map.maybe("dscp", dscp);
     map.refuse_unknown();
-    Some(BgpPeer { node_selector: node_selector?, address: address?, port: port?, asn: asn? })
+    Some(BgpPeer {
+        node_selector: node_selector?,
+        address: address?,
+        port: port?,
+        asn: asn?,
+        import: import?,
+        export: export?,
+        source_address: source_address?,
+        passive: passive?,
+        password_file: password_file?,
+        ttl_security: ttl_security?,
+        dscp: dscp?,
+    })
+}
+
+fn dscp(field: &Field<'_>) -> Option<u8> {
+    number(field, "a code point from 0 to 63", |n: u8| (n <= 63).then_some(n))
+}
+
+/// A path that means the same whatever folder a daemon runs in.
+fn absolute_path(field: &Field<'_>) -> Option<PathBuf> {
+    let expected = "an absolute path (/etc/podway/bgp.key)";
+    let path: PathBuf = field.parse(expected)?;
+    if !path.is_absolute() {
+        field.wrong(expected);
+    }
+    path.is_absolute().then_some(path)
 }
 
 fn reflector(field: &Field<'_>) -> Option<Reflector> {

@@ -40,7 +40,7 @@ spec:
 apiVersion: podway.io/v1
 kind: BGPPeer
 metadata: {name: tor-a}
-spec: {address: 192.0.2.1, asn: 64512}
+spec: {address: 192.0.2.1, asn: 64512, passwordFile: /etc/podway/tor.key, ttlSecurity: 1, export: own}
 ---
 apiVersion: podway.io/v1
 kind: Reflector
@@ -211,6 +211,12 @@ fn one_mistake_in_each_field_is_found() {
         (own("Pool", "p", "{cidr: 10.0.0.0/16, nodeSelector: {zone: a}}"), "spec.nodeSelector.zone"),
         (own("BGPPeer", "p", "{address: 10.0.0.256, asn: 1}"), "spec.address"),
         (own("BGPPeer", "p", "{address: 10.0.0.1}"), "spec.asn"),
+        (own("BGPPeer", "p", "{address: 10.0.0.1, asn: 1, dscp: 64}"), "spec.dscp"),
+        (own("BGPPeer", "p", "{address: 10.0.0.1, asn: 1, ttlSecurity: 0}"), "spec.ttlSecurity"),
+        (own("BGPPeer", "p", "{address: 10.0.0.1, asn: 1, passwordFile: key}"), "spec.passwordFile"),
+        (own("BGPPeer", "p", "{address: 10.0.0.1, asn: 1, export: some}"), "spec.export"),
+        (own("BGPPeer", "p", "{address: 10.0.0.1, asn: 1, sourceAddress: 10.0.0.2}"), "spec.sourceAddress"),
+        (own("ClusterConfig", "default", "{bgp: {passwordFile: ''}}"), "spec.bgp.passwordFile"),
         (own("Reflector", "n", "{clusterId: 0.0.0.0}"), "spec.clusterId"),
         (policy("{podSelector: {matchLabels: {app: 1}}}"), "spec.podSelector.matchLabels.app"),
         (policy("{podselector: {}}"), "spec.podselector"),

@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use podway_bgp::config::{
     AddPath, AsRange, Bfd, Claims, ConnectMode, Export, GracefulRestart, Import, LocalAs, MaxPrefixes, Med,
     Multipath, Neighbour, NeighbourOptions, NextHop, Range, Relation, Role, SecondRestart, SpeakerConfig,
-    SpeakerOptions,
+    SpeakerOptions, Transport,
 };
 use podway_bgp::types::{Families, Family};
 use podway_model::config::LogConfig;
@@ -24,6 +24,7 @@ use serde::Deserialize;
 
 use super::filters::{CommunityFile, FilterFile, Named};
 use crate::bgp::desired::Desired;
+use crate::bgp::transport::read_key;
 
 /// What the file says.
 #[derive(Debug, Deserialize)]
@@ -74,6 +75,7 @@ struct Restart {
     deferral_time: u64,
     #[serde(default)]
     notifications: bool,
+    peers_file: Option<PathBuf>,
 }
 
 fn restart_time() -> u64 {
@@ -223,6 +225,9 @@ options! {
     shutdown: String,
     maintenance: bool,
     bfd: BfdFile,
+    md5_file: PathBuf,
+    ttl_security: u8,
+    dscp: u8,
 }
 
 /// What a speaker alone runs with.
@@ -232,6 +237,8 @@ pub(crate) struct Standalone {
     pub(crate) desired: Desired,
     /// The API socket.
     pub(crate) socket: Option<PathBuf>,
+    /// Who was up, for a graceful restart.
+    pub(crate) restart_file: Option<PathBuf>,
     /// Log level.
     pub(crate) log: LogConfig,
 }
@@ -263,8 +270,9 @@ pub(crate) fn parse(source: &str, text: &str) -> Result<Standalone, Mistakes> {
     if let Some(level) = file.log {
         log.level = level;
     }
-    let desired = Desired { config, claims: Claims::new(), listen };
-    reader.mistakes.into_result(Standalone { desired, socket: file.socket, log })
+    let desired = Desired { config, claims: Claims::new(), listen, problems: vec![], alone: true };
+    let restart_file = file.graceful_restart.and_then(|restart| restart.peers_file);
+    reader.mistakes.into_result(Standalone { desired, socket: file.socket, restart_file, log })
 }
 
 struct Reader<'a> {
@@ -331,6 +339,7 @@ impl Reader<'_> {
                     .map_or(Multipath::default(), |m| Multipath { limit: m.limit, relax: m.relax }),
                 med: Med { always: file.always_compare_med, missing_is_worst: file.missing_med_is_worst },
                 maintenance: file.maintenance,
+                claimed_only: BTreeSet::new(),
             },
         }
     }
@@ -394,6 +403,14 @@ impl Reader<'_> {
         let max = [(Family::Ipv4, &options.max_prefixes_ipv4), (Family::Ipv6, &options.max_prefixes_ipv6)];
         let max_prefixes = max.into_iter().filter_map(|(f, max)| Some((f, maximum(max.as_ref()?)))).collect();
         let local_as = options.local_as.map(|asn| self.asn(&format!("{field}.localAs"), asn));
+        if let Some(Err(error)) = options.md5_file.as_deref().map(read_key) {
+            self.mistakes.add(
+                self.source,
+                format!("{field}.md5File"),
+                error,
+                "a file with a key of 1 to 80 octets",
+            );
+        }
         let mut filter = |name: &Option<String>, key: &str| {
             let name = name.as_deref()?;
             self.named.filter(self.source, &format!("{field}.{key}"), name, &mut self.mistakes).map(Arc::new)
@@ -439,6 +456,11 @@ impl Reader<'_> {
                 multiplier: bfd.multiplier,
                 multihop: bfd.multihop,
             }),
+            transport: Transport {
+                md5_file: options.md5_file.clone(),
+                ttl_security: options.ttl_security,
+                dscp: options.dscp,
+            },
         }
     }
 }

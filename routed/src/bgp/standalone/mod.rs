@@ -6,22 +6,26 @@
 //! SIGTERM closes connections without a NOTIFICATION where the neighbour does graceful restart, and with a Cease
 //! elsewhere.
 
-mod config;
+pub(super) mod config;
 mod filters;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{Arg, Command};
 use podway_bgp::AfterStop;
+use podway_bgp::config::Restarted;
 use podway_daemon::admin::AdminSocket;
 use podway_daemon::shutdown::shutdown;
 use podway_daemon::{EXIT_FAILED, logging};
 use podway_model::mistakes::{EXIT_BAD_INPUT, Mistakes};
+use podway_model::names;
 use podway_model::socket::{RoutedReply, RoutedRequest};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
+use super::peers_file::PeersFile;
 use super::shell::Shell;
 use super::{Query, answer};
 use config::{Standalone, parse};
@@ -101,9 +105,20 @@ async fn run(path: &Path, standalone: Standalone) -> anyhow::Result<()> {
         }
         None => None,
     };
-    let Standalone { desired, .. } = standalone;
+    let Standalone { desired, restart_file, .. } = standalone;
     tracing::info!(asn = %desired.config.asn, neighbours = desired.config.neighbours.len(), "BGP begins");
-    let mut shell = Shell::new(desired, None, None);
+    let file = restart_file.map(|path| {
+        let boot = podway_ipam::read_boot_id(Path::new(names::BOOT_ID_FILE));
+        boot.map(|boot| PeersFile::new(path, boot)).with_context(|| format!("read {}", names::BOOT_ID_FILE))
+    });
+    let file = file.transpose()?;
+    // It forwards nothing itself, so no restart of it has ever lost forwarding state: whoever has its routes shall go
+    // on with them until it has told its table again (RFC 4724 section 4.1, the F bit).
+    let restarted = Restarted {
+        forwarding_preserved: true,
+        ..file.as_ref().and_then(PeersFile::read).unwrap_or_default()
+    };
+    let mut shell = Shell::new(desired, Some(restarted), file);
     loop {
         // Every branch is cancel-safe: what it took it returns.
         tokio::select! {
@@ -116,7 +131,7 @@ async fn run(path: &Path, standalone: Standalone) -> anyhow::Result<()> {
                 }
                 Err(mistakes) => tracing::error!("ignoring the new configuration, the one before stays: {mistakes}"),
             },
-            Some(query) = asked.recv() => answer(query, Some(&shell)),
+            Some(query) = asked.recv() => answer(query, Some(&mut shell)),
             wake = shell.wake() => shell.handle(wake),
         }
     }
@@ -142,6 +157,15 @@ async fn reply(queries: mpsc::Sender<Query>, request: RoutedRequest) -> RoutedRe
             let sent = queries.send(Query::Routes(sender)).await.is_ok();
             let routes = if sent { receiver.await.ok() } else { None };
             routes.map_or_else(gone, |routes| RoutedReply::BgpRoutes { routes })
+        }
+        RoutedRequest::BgpRefresh { peer } => {
+            let (sender, receiver) = oneshot::channel();
+            let sent = queries.send(Query::Refresh(peer, sender)).await.is_ok();
+            match if sent { receiver.await.ok() } else { None } {
+                Some(true) => RoutedReply::Done,
+                Some(false) => RoutedReply::Failed { reason: super::no_session(peer) },
+                None => gone(),
+            }
         }
         RoutedRequest::Status => {
             RoutedReply::Failed { reason: "this is a speaker alone: it has no node".to_owned() }
