@@ -3,7 +3,7 @@
 //! ```text
 //!  1 look      environment, configuration, namespace, nft tables; under the address lock: node file
 //!  2 guard     table `inet podway-guard`, if it is missing
-//!  3 lease     the addresses are ours from here on, and clean before the link goes up
+//!  3 lease     the addresses are ours from here on, and clean before the link goes up; or another plugin gives them
 //!  4 record    the daemons know the pod before its link exists
 //!  5 link      the pair, the pod's end in its namespace; group, alias, addresses, neighbours
 //!  6 up        sysctls, rates, then the node's end up, then the pod's; routes, host ports
@@ -11,29 +11,28 @@
 //! ```
 //!
 //! Steps 1 to 4 are cheap to repeat. Who fails later undoes everything in reverse order, the address last. Who is
-//! killed is cleaned up by the DEL that the runtime sends, or by an ADD of the same attachment: it has a lease
-//! exactly if anything else of it can be there.
+//! killed is cleaned up by the DEL that the runtime sends, or by an ADD of the same attachment: it has a lease (or a
+//! mark, where another plugin gives addresses: [`crate::delegate`]) exactly if anything else of it can be there.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use podway_ipam::store::since_boot;
-use podway_ipam::{Grant, LeaseError, LeaseStore, Refusal, Request as LeaseRequest};
+use podway_ipam::LeaseKind;
+use podway_kern::KernelError;
 use podway_kern::conntrack::Conntrack;
 use podway_kern::rtnl::{Link, Request, Rtnl};
-use podway_kern::{Errno, KernelError, MissingIsFine as _};
 use podway_model::SCHEMA;
 use podway_model::cluster::{PolicyMode, PolicyTimeout};
 use podway_model::endpoint::EndpointRecord;
-use podway_model::ids::NamespaceName;
 use podway_model::mistakes::Mistakes;
 use podway_model::names::attachment_id;
 use podway_model::node_file::NodeFile;
 use serde_json::Value;
 
 use crate::conf::{AddConf, Network};
+use crate::delegate::{self, Delegate, Mark};
 use crate::env::Target;
 use crate::error::{CniError, Code};
 use crate::netns::PodNetNs;
@@ -42,43 +41,74 @@ use crate::plugins::bandwidth::{self, Rates};
 use crate::plugins::ports;
 use crate::policy::{self, Acknowledgement};
 use crate::tables::Tables;
+use crate::teardown::Owner;
 use crate::wiring::Wiring;
-use crate::{netns, result, teardown};
+use crate::{link, netns, result, teardown, wish};
 
 /// Metric of the default routes of an interface that is not the pod's first: behind those of the first one.
 const SECOND_METRIC: u32 = 2048;
-/// Index for a pod's end where the kernel's choice would equal the node's end's: far from what it counts up to.
-const OTHER_INDEX: u32 = 0x7000_0000;
-/// Interfaces of one pod that may have such an index, at least.
-const OTHER_INDEX_ATTEMPTS: u32 = 8;
+/// The pod's addresses, whoever gave them.
+struct Addressed {
+    file: NodeFile,
+    addresses: Vec<IpAddr>,
+    /// Those that conntrack may know from an earlier holder.
+    dirty: Vec<IpAddr>,
+    /// Gateways that another plugin names.
+    gateways: Vec<IpAddr>,
+}
 
 /// Attaches a pod and returns the result.
 pub fn add(network: &Network, target: &Target) -> Result<Value, CniError> {
     let mut conf = network.for_add()?;
-    conf.ips.extend(&target.ips);
-    if conf.ips.is_empty() {
-        conf.ips.clone_from(&conf.annotations.ips);
-    }
-    let mac = conf.mac.or(target.mac).or(conf.annotations.mac);
+    conf.addresses.add_asked(&target.ips);
+    let mac = conf.mac.or(target.mac).or(conf.addresses.annotations.mac);
     conf.settings.mac = mac.or(conf.settings.mac);
     let netns = netns::open(target)?;
     let node = Node::here()?;
+    let delegate = Delegate::of(network)?;
     let mut tables = Tables::look()?;
     let mut rtnl = Rtnl::open()?;
-    let (file, grant) = lease(&node, &mut rtnl, network, &conf, target, &mut tables)?;
+    let addressed = match &delegate {
+        None => lease(&node, &mut rtnl, network, &conf, target, &mut tables)?,
+        Some(delegate) => {
+            let file = ready(&node, &conf, &mut tables)?;
+            let given = ask(delegate, &node, &mut rtnl, network, target, &file);
+            let given = given.map_err(|error| undo(&node, &mut rtnl, network, target, error))?;
+            if conf.settings.routes.is_none() && !given.routes.is_empty() {
+                conf.settings.routes = Some(given.routes);
+            }
+            let said = std::mem::replace(&mut conf.dns, given.dns);
+            conf.dns.extend(said);
+            Addressed {
+                file,
+                addresses: given.addresses.clone(),
+                dirty: given.addresses,
+                gateways: given.gateways,
+            }
+        }
+    };
     let settings = conf.settings.clone();
-    let wiring = Wiring::new(&target.attachment, mtu(&conf, &file)?, grant.lease.ips().collect(), settings);
+    let mtu = mtu(&conf, &addressed.file)?;
+    let wiring = Wiring::new(&target.attachment, mtu, addressed.addresses.clone(), settings)
+        .with_gateways(&addressed.gateways);
     let mut record = record(&node, network, target, &wiring);
     record.host_ports = conf.host_ports;
-    let made = wire(&node, &mut rtnl, &record, &conf.rates, target, &netns, &wiring, &grant, &file);
-    if let Err(error) = made {
-        return Err(match teardown::detach(&node, &mut rtnl, &network.name, &target.attachment) {
-            Ok(_) => error,
-            Err(undo) => error.with(format_args!("and undoing it failed: {undo}")),
-        });
-    }
+    record.ipam = delegate.map(|delegate| delegate.name().to_owned());
+    wire(&node, &mut rtnl, &record, &conf.rates, target, &netns, &wiring, &addressed)
+        .map_err(|error| undo(&node, &mut rtnl, network, target, error))?;
     let netns = target.netns.to_string_lossy();
     Ok(result::form(&wiring, &netns, &conf.dns, network.version, conf.previous.as_ref()))
+}
+
+/// Takes back what was done, and says what could not be.
+fn undo(node: &Node, rtnl: &mut Rtnl, network: &Network, target: &Target, error: CniError) -> CniError {
+    match teardown::end(node, rtnl, network, &target.attachment) {
+        Ok(ended) => match ended.left {
+            None => error,
+            Some(left) => error.with(left),
+        },
+        Err(undo) => error.with(format_args!("and undoing it failed: {undo}")),
+    }
 }
 
 /// The pod's MTU: the configuration's, which must fit the node's.
@@ -104,65 +134,78 @@ fn lease(
     conf: &AddConf,
     target: &Target,
     tables: &mut Tables,
-) -> Result<(NodeFile, Grant), CniError> {
+) -> Result<Addressed, CniError> {
     let mut leases = node.leases()?;
     if let Some(old) = leases.ledger().lease_of(&target.attachment) {
-        if old.network != network.name {
-            let message = format!(
-                "CNI_IFNAME: {} of container {} belongs to network {}",
-                target.attachment.ifname, target.attachment.container_id, old.network
-            );
-            return Err(CniError::new(Code::Environment, message));
+        if old.network != network.name || old.kind != LeaseKind::Wired {
+            return Err(not_ours(target, old.network.as_str()));
         }
         drop(leases);
         teardown::clear(node, rtnl, &target.attachment)?;
         leases = node.leases()?;
     }
     // Under the lock: see `podway_ipam::node`.
+    let file = ready(node, conf, tables)?;
+    let wish = &conf.addresses;
+    let request =
+        wish.request(&target.attachment, &network.name, target.pod.as_ref(), &file, LeaseKind::Wired)?;
+    let grant = wish::lease(node, rtnl, &mut leases, &file, &request)?;
+    let addresses = grant.lease.ips().collect();
+    Ok(Addressed { file, addresses, dirty: grant.dirty, gateways: Vec::new() })
+}
+
+fn not_ours(target: &Target, network: &str) -> CniError {
+    let (ifname, container) = (&target.attachment.ifname, &target.attachment.container_id);
+    let message = format!("CNI_IFNAME: {ifname} of container {container} belongs to network {network}");
+    CniError::new(Code::Environment, message)
+}
+
+/// Is the node ready for a pod? Its file, and the guard in place.
+fn ready(node: &Node, conf: &AddConf, tables: &mut Tables) -> Result<NodeFile, CniError> {
     let file = node.file()?;
     conf.rates.fit(mtu(conf, &file)?)?;
     if file.policy == PolicyMode::Required && !tables.has_policy() {
         return Err(policy::refused("table inet podway-policy is missing; is it running?"));
     }
     tables.ensure_guard()?;
-    let namespace = target.pod.as_ref().and_then(|pod| pod.namespace.parse::<NamespaceName>().ok());
-    let of_namespace = namespace.and_then(|namespace| file.namespace_pools.get(&namespace));
-    let base = of_namespace.filter(|pools| !pools.is_empty()).unwrap_or(&conf.pools);
-    let request = LeaseRequest {
-        pools: conf.annotations.pools(base, &file).map_err(|text| unknown_pool(&text, &file))?,
-        addresses: conf.ips.clone(),
-        ranges: conf.ranges.clone(),
-        reserved: conf.reserved.clone(),
-        ..LeaseRequest::new(target.attachment.clone(), network.name.clone())
-    };
-    let mut granted = leases.lease(&file, &request, since_boot());
-    let is_full = matches!(&granted, Err(LeaseError::Refused(Refusal::Exhausted { .. })));
-    if is_full || leases.ledger().is_nearly_full(&file, &request, since_boot()) {
-        let ended = collect_stale(node, rtnl, &mut leases)?;
-        if is_full && ended > 0 {
-            granted = leases.lease(&file, &request, since_boot());
-        }
-    }
-    Ok((file, granted.map_err(CniError::from)?))
+    Ok(file)
 }
 
-/// Ends leases whose pods are gone without a DEL, and says how many: see `podway_ipam::stale`.
-fn collect_stale(node: &Node, rtnl: &mut Rtnl, leases: &mut LeaseStore) -> Result<usize, CniError> {
-    let present = node.present(rtnl)?;
-    let ended = leases.collect_stale(&present, since_boot())?;
-    for lease in &ended {
-        node.records().remove(&lease.attachment)?;
+/// Has another plugin give the addresses. What an earlier ADD of this attachment left is ended first, its addresses too:
+/// such a plugin gives one attachment no second address.
+fn ask(
+    delegate: &Delegate,
+    node: &Node,
+    rtnl: &mut Rtnl,
+    network: &Network,
+    target: &Target,
+    file: &NodeFile,
+) -> Result<delegate::Given, CniError> {
+    let attachment = &target.attachment;
+    let earlier = node.marks().read(attachment).unwrap_or_default();
+    if let Some(other) = earlier.as_ref().filter(|mark| mark.network != network.name) {
+        return Err(not_ours(target, other.network.as_str()));
     }
-    Ok(ended.len())
+    if teardown::detach(node, rtnl, &network.name, attachment)?.owner == Owner::Other {
+        return Err(not_ours(target, "another"));
+    }
+    if earlier.is_some()
+        && let Some(left) = delegate::end(node.marks(), network, network.foreign_ipam(), attachment)?
+    {
+        return Err(CniError::new(Code::Delegate, left));
+    }
+    let mut mark = Mark::new(network, attachment, delegate);
+    write(node, &mark)?;
+    let given = delegate.add(network)?;
+    delegate::refuse_ours(&given, delegate, file)?;
+    mark.given = Some(given.clone());
+    write(node, &mark)?;
+    Ok(given)
 }
 
-/// An annotation names what is no pool of this node.
-fn unknown_pool(text: &str, file: &NodeFile) -> CniError {
-    let known: Vec<String> = file.pools.iter().map(|pool| format!("{} ({})", pool.name, pool.cidr)).collect();
-    let mut mistakes = Mistakes::default();
-    let expected = format!("a pool of this node, one of {},", known.join(", "));
-    mistakes.add("network configuration", "annotation ipv4pools or ipv6pools", format!("{text:?}"), expected);
-    CniError::config(&mistakes)
+fn write(node: &Node, mark: &Mark) -> Result<(), CniError> {
+    let _lock = node.lock()?;
+    node.marks().write(mark)
 }
 
 #[expect(clippy::too_many_arguments, reason = "the steps of one sequence share what the look found out")]
@@ -174,9 +217,9 @@ fn wire(
     target: &Target,
     netns: &PodNetNs,
     wiring: &Wiring,
-    grant: &Grant,
-    file: &NodeFile,
+    addressed: &Addressed,
 ) -> Result<(), CniError> {
+    let file = &addressed.file;
     if record.host_ports.is_empty() {
         node.records().write(record)?;
     } else {
@@ -186,8 +229,8 @@ fn wire(
     let peer = link.link.ok_or_else(|| {
         CniError::new(Code::Kernel, format!("{}: the kernel does not name its peer", wiring.host_name))
     })?;
-    if !grant.dirty.is_empty() {
-        let dirty: BTreeSet<IpAddr> = grant.dirty.iter().copied().collect();
+    if !addressed.dirty.is_empty() {
+        let dirty: BTreeSet<IpAddr> = addressed.dirty.iter().copied().collect();
         Conntrack::open()?.delete(&dirty)?;
     }
     for (sysctl, value) in wiring.host_v6_sysctls().into_iter().chain(ports::sysctls(record)) {
@@ -198,7 +241,7 @@ fn wire(
     requests.extend(ports::routes(record, link.index).into_iter().map(Request::ReplaceRoute));
     rtnl.run_all(&requests)?;
     let mut inside = netns.visit(|| bring_pod_up(wiring, peer))?;
-    wait_for_carrier(rtnl, &link)?;
+    link::wait_for_carrier(rtnl, &link)?;
     wait_for_addresses(&mut inside, wiring, peer)?;
     if !record.host_ports.is_empty() {
         ports::open(node, rtnl, record)?;
@@ -228,6 +271,7 @@ fn record(node: &Node, network: &Network, target: &Target, wiring: &Wiring) -> E
         pod: target.pod.clone(),
         addresses: wiring.addresses.clone(),
         host_ports: Vec::new(),
+        ipam: None,
         netns: target.netns.to_string_lossy().into_owned(),
     }
 }
@@ -242,24 +286,7 @@ fn make_pair(rtnl: &mut Rtnl, netns: &PodNetNs, target: &Target, wiring: &Wiring
         }
         other => other?,
     };
-    if link.link != Some(link.index) {
-        return Ok(link);
-    }
-    // Equal indexes at both ends make the kernel take the pair for something stacked on nothing, and hold its
-    // carrier event back for up to a second (linkwatch_urgent_event): the first packets would be lost. Both ends
-    // count up, so the next pair would have equal ones again. The kernel takes the pod's index from us only if it
-    // gets the node's, too: that one is free now.
-    for attempt in 0..OTHER_INDEX_ATTEMPTS {
-        // Not handed over to a child: the index is to be used again, and nobody may delete it later.
-        rtnl.run(Request::DeleteLink(link.index.into())).missing_is_fine()?;
-        match create(rtnl, netns, wiring, Some((link.index, OTHER_INDEX + attempt))) {
-            // Somebody has one of them.
-            Err(e) if e.is_exists() || e.errno() == Some(Errno::EBUSY) => {}
-            other => return Ok(other?),
-        }
-    }
-    teardown::remove_link(rtnl, &target.attachment)?;
-    Ok(create(rtnl, netns, wiring, None)?)
+    link::with_other_index(rtnl, link, |rtnl, indexes| create(rtnl, netns, wiring, indexes))
 }
 
 fn create(
@@ -329,46 +356,17 @@ fn bring_pod_up(wiring: &Wiring, index: u32) -> Result<Rtnl, CniError> {
     Ok(rtnl)
 }
 
-/// The pod's end came up second: the kernel made it ready to send at once, and left the node's end, which has been up
-/// without a carrier, to its link watch, which works at its leisure; until then what the node sends to the pod is
-/// dropped. Asking for a link has the kernel do it now (since Linux 6.8; before that, asking again waits for it).
-fn wait_for_carrier(rtnl: &mut Rtnl, link: &Link) -> Result<(), CniError> {
-    const PATIENCE: Duration = Duration::from_secs(10);
-    let look = || Ok(rtnl.link(link.index)?.is_some_and(|now| now.operational));
-    if wait_for(PATIENCE, look)? {
-        return Ok(());
-    }
-    Err(CniError::new(Code::Kernel, format!("{}: has no carrier after {} s", link.name, PATIENCE.as_secs())))
-}
-
 /// The kernel hands a new IPv6 address to a worker, which makes the route by which packets to it are the pod's; until
 /// then they are dropped. The worker waits for the same lock as every ADD and DEL on the machine, so where it is not
 /// quick, its route is made here, behind the one that it will make.
 fn wait_for_addresses(inside: &mut Rtnl, wiring: &Wiring, index: u32) -> Result<(), CniError> {
     const PATIENCE: Duration = Duration::from_millis(20);
     for address in wiring.addresses.iter().filter(|address| address.is_ipv6()) {
-        if !wait_for(PATIENCE, || inside.is_local(*address))? {
+        if !link::wait_for(PATIENCE, || inside.is_local(*address))? {
             inside
                 .run(Request::AddRoute(wiring.local_route(*address, index)))
                 .or_else(|e| if e.is_exists() { Ok(()) } else { Err(e) })?;
         }
     }
     Ok(())
-}
-
-/// Waits for what the kernel does by itself in a moment, and says whether it did. The first look is nearly always
-/// enough.
-fn wait_for(
-    patience: Duration,
-    mut look: impl FnMut() -> Result<bool, KernelError>,
-) -> Result<bool, KernelError> {
-    const PAUSE: Duration = Duration::from_micros(200);
-    let deadline = Instant::now() + patience;
-    while !look()? {
-        if Instant::now() > deadline {
-            return Ok(false);
-        }
-        std::thread::sleep(PAUSE);
-    }
-    Ok(true)
 }

@@ -11,6 +11,7 @@ use podway_model::names::POD_GROUP;
 use serde_json::{Map, Value};
 
 use crate::conf::Network;
+use crate::delegate::{Delegate, Mark};
 use crate::env::Target;
 use crate::error::{CniError, Code};
 use crate::node::Node;
@@ -30,10 +31,21 @@ pub fn check(network: &Network, target: &Target) -> Result<(), CniError> {
     let netns = netns::open(target)?;
     let node = Node::here()?;
     let mut wrong = Differences::new();
-    let record = check_state(&node, network, target, previous, &mut wrong)?;
+    // A pod that was made before addresses came from elsewhere, or after, is what its mark says.
+    let mark = node.marks().read(&target.attachment)?;
+    let delegated = match &mark {
+        Some(mark) => Delegate::find(&mark.plugin)?.run("CHECK", network).err(),
+        None => None,
+    };
+    let record = check_state(&node, network, target, previous, mark.as_ref(), &mut wrong)?;
     if let Some(record) = record {
-        let settings = Settings { mac: Some(record.mac), ..conf.settings };
-        let wiring = Wiring::new(&target.attachment, record.mtu, record.addresses.clone(), settings);
+        let mut settings = Settings { mac: Some(record.mac), ..conf.settings };
+        let given = mark.and_then(|mark| mark.given).unwrap_or_default();
+        if !given.routes.is_empty() {
+            settings.routes.get_or_insert(given.routes);
+        }
+        let wiring = Wiring::new(&target.attachment, record.mtu, record.addresses.clone(), settings)
+            .with_gateways(&given.gateways);
         let mut rtnl = Rtnl::open()?;
         let peer = check_host(&mut rtnl, target, &wiring, &mut wrong)?;
         wrong.extend(ports::differences(&mut rtnl, network, &record, peer.as_ref())?);
@@ -42,6 +54,9 @@ pub fn check(network: &Network, target: &Target) -> Result<(), CniError> {
     }
     if !Tables::look()?.has_guard() {
         wrong.push("nft table inet podway-guard is missing".to_owned());
+    }
+    if let Some(error) = delegated {
+        return Err(wrong.into_iter().fold(error, CniError::with));
     }
     if wrong.is_empty() {
         return Ok(());
@@ -56,6 +71,7 @@ fn check_state(
     network: &Network,
     target: &Target,
     previous: &Map<String, Value>,
+    mark: Option<&Mark>,
     wrong: &mut Differences,
 ) -> Result<Option<EndpointRecord>, CniError> {
     let lease = node.look_at_leases()?.ledger().lease_of(&target.attachment).cloned();
@@ -66,8 +82,13 @@ fn check_state(
             None
         }
     };
-    let leased: Option<Vec<IpAddr>> = lease.as_ref().map(|lease| lease.ips().collect());
+    let leased: Option<Vec<IpAddr>> = match mark {
+        // The other plugin keeps its own books.
+        Some(mark) => mark.given.as_ref().map(|given| given.addresses.clone()),
+        None => lease.as_ref().map(|lease| lease.ips().collect()),
+    };
     match &lease {
+        None if mark.is_some() => {}
         None => wrong.push("address lease is missing".to_owned()),
         Some(lease) if lease.network != network.name => {
             wrong.push(format!("address lease: network {} found, {} expected", lease.network, network.name));

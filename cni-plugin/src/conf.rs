@@ -3,27 +3,32 @@
 //! Runtimes add keys of their own at the top, so unknown ones are overlooked there. Everything below `podway` is
 //! ours, and a key that we do not know is a mistake. All mistakes are reported at once.
 
-use std::net::IpAddr;
-
-use ipnet::IpNet;
 use podway_ipam::Attachment;
 use podway_model::endpoint::HostPort;
-use podway_model::ids::{MacAddr, Mtu, NetworkName, ObjectName};
+use podway_model::ids::{MacAddr, Mtu, NetworkName};
 use podway_model::mistakes::Mistakes;
+use podway_model::names::IPAM_PLUGIN;
 use serde_json::{Map, Value};
 
+use crate::env::Call;
 use crate::error::{CniError, Code};
 use crate::plugins::bandwidth::{self, Rates};
 use crate::plugins::ports;
-use crate::settings::{self, Annotations, Settings};
+use crate::settings::{self, Settings};
 use crate::version::SpecVersion;
+use crate::wish::AddressWish;
 
 /// Most bytes of standard input that are read.
 pub const MAX_INPUT: u64 = 4 << 20;
 
 /// Where mistakes are, in messages.
 pub(crate) const SOURCE: &str = "network configuration";
-const OWN_KEYS: &str = "one of mac, mtu, pools, queues, reserved, routes, sysctlAllow, sysctls";
+/// Keys below `podway`.
+pub const OWN_KEYS: [&str; 8] =
+    ["mac", "mtu", "pools", "queues", "reserved", "routes", "sysctlAllow", "sysctls"];
+/// Capabilities that are served: keys below `runtimeConfig`.
+pub const CAPABILITIES: [&str; 7] =
+    ["portMappings", "bandwidth", "ips", "ipRanges", "mac", "dns", settings::ANNOTATIONS];
 const VALID_ATTACHMENTS: &str = "cni.dev/valid-attachments";
 
 /// What every verb needs of the configuration.
@@ -41,24 +46,16 @@ pub struct Network {
 pub struct AddConf {
     /// `podway.mtu`: MTU of the pod's interface, instead of the node's.
     pub mtu: Option<Mtu>,
-    /// `podway.pools`: pools to choose from, instead of the namespace's or the node's.
-    pub pools: Vec<ObjectName>,
-    /// `podway.reserved`: addresses that are given only to those who ask for them.
-    pub reserved: Vec<IpNet>,
-    /// Addresses asked for: `runtimeConfig.ips`, then `args.cni.ips`.
-    pub ips: Vec<IpAddr>,
+    /// Which addresses are wanted.
+    pub addresses: AddressWish,
     /// `runtimeConfig.portMappings`: ports of the node that lead to the pod.
     pub host_ports: Vec<HostPort>,
     /// `runtimeConfig.bandwidth`: what the pod may receive and send.
     pub rates: Rates,
-    /// `runtimeConfig.ipRanges`: first and last addresses.
-    pub ranges: Vec<(IpAddr, IpAddr)>,
     /// How the interface shall look.
     pub settings: Settings,
     /// Ethernet address asked for: `runtimeConfig.mac`, then `args.cni.mac`.
     pub mac: Option<MacAddr>,
-    /// What the pod's annotations wish.
-    pub annotations: Annotations,
     /// `dns`, with `runtimeConfig.dns` before it: goes into the result as it is.
     pub dns: Map<String, Value>,
     /// Result of the plugin before us in the chain.
@@ -123,30 +120,38 @@ impl Network {
         ))
     }
 
+    /// Refuses a call whose verb the configuration's version does not know.
+    pub fn require_verb(&self, call: &Call) -> Result<(), CniError> {
+        match call {
+            Call::Check(_) => self.require("CHECK", SpecVersion::V040),
+            Call::Gc => self.require("GC", SpecVersion::V110),
+            Call::Status => self.require("STATUS", SpecVersion::V110),
+            _ => Ok(()),
+        }
+    }
+
     /// Reads what ADD needs.
     pub fn for_add(&self) -> Result<AddConf, CniError> {
-        self.refuse_unsupported()?;
         let mut mistakes = Mistakes::default();
         let mut conf = AddConf::default();
+        self.check_ipam(&mut mistakes);
         let mut allow = None;
         for (key, value) in self.section("podway", &mut mistakes).into_iter().flatten() {
             match key.as_str() {
                 "mtu" => conf.mtu = mtu(value, &mut mistakes),
-                "pools" => conf.pools = pools(value, &mut mistakes),
-                "reserved" => conf.reserved = prefixes(value, &mut mistakes),
+                other if conf.addresses.read_own("podway", other, value, &mut mistakes) => {}
                 other if settings::read_own(other, value, &mut conf.settings, &mut allow, &mut mistakes) => {}
-                other => mistakes.add(SOURCE, format!("podway.{other}"), "this key", OWN_KEYS),
+                other => {
+                    let expected = format!("one of {}", OWN_KEYS.join(", "));
+                    mistakes.add(SOURCE, format!("podway.{other}"), "this key", expected);
+                }
             }
         }
         let runtime = self.section("runtimeConfig", &mut mistakes);
         let args = self.section("args", &mut mistakes);
-        if let Some(runtime) = runtime {
-            conf.annotations = Annotations::read(runtime, &mut mistakes);
-            if let Some(value) = runtime.get("ipRanges").filter(|value| !is_empty(value)) {
-                conf.ranges = settings::ranges(value, &mut mistakes);
-            }
-        }
-        settings::check_sysctls(&mut conf.settings, &conf.annotations, allow.as_deref(), &mut mistakes);
+        conf.addresses.read_runtime(runtime, args, &mut mistakes);
+        let annotations = &conf.addresses.annotations;
+        settings::check_sysctls(&mut conf.settings, annotations, allow.as_deref(), &mut mistakes);
         let in_args = |key: &str| args.and_then(|args| args.get("cni")?.get(key));
         for (field, value) in
             [("runtimeConfig.mac", runtime.and_then(|r| r.get("mac"))), ("args.cni.mac", in_args("mac"))]
@@ -159,13 +164,6 @@ impl Network {
                     None
                 }
             };
-        }
-        let lists = [
-            ("runtimeConfig.ips", runtime.and_then(|section| section.get("ips"))),
-            ("args.cni.ips", in_args("ips")),
-        ];
-        for (field, list) in lists {
-            conf.ips.extend(list.map(|list| addresses(list, field, &mut mistakes)).unwrap_or_default());
         }
         conf.host_ports =
             ports::parse(runtime.and_then(|section| section.get("portMappings")), &mut mistakes);
@@ -185,6 +183,20 @@ impl Network {
         if mistakes.is_empty() { Ok(conf) } else { Err(CniError::config(&mistakes)) }
     }
 
+    /// `ipam` of another plugin is that plugin's; of ours, it says nothing that `podway` does not say.
+    fn check_ipam(&self, mistakes: &mut Mistakes) {
+        let Some(ipam) = self.section("ipam", mistakes) else { return };
+        match ipam.get("type") {
+            None | Some(Value::String(_)) => {}
+            Some(other) => mistakes.add(SOURCE, "ipam.type", kind(other), "the name of a plugin"),
+        }
+        if self.foreign_ipam().is_none() {
+            for key in ipam.keys().filter(|key| *key != "type") {
+                mistakes.add(SOURCE, format!("ipam.{key}"), "this key", format!("podway.{key}"));
+            }
+        }
+    }
+
     /// The result of the ADD, which CHECK must be given.
     pub fn previous(&self) -> Result<&Map<String, Value>, CniError> {
         let mut mistakes = Mistakes::default();
@@ -200,6 +212,8 @@ impl Network {
         let mut mistakes = Mistakes::default();
         let list = match self.object.get(VALID_ATTACHMENTS) {
             Some(Value::Array(list)) => list.as_slice(),
+            // What the reference library writes for a list of no attachments that was never filled.
+            Some(Value::Null) => &[],
             Some(other) => {
                 mistakes.add(SOURCE, VALID_ATTACHMENTS, kind(other), "a list");
                 &[]
@@ -237,18 +251,15 @@ impl Network {
         if mistakes.is_empty() { Ok(valid) } else { Err(CniError::config(&mistakes)) }
     }
 
-    /// What the configuration asks for and this plugin does not do.
-    fn refuse_unsupported(&self) -> Result<(), CniError> {
-        let refuse = |field: &str, value: &Value, hint: &str| {
-            Err(CniError::new(Code::UnsupportedField, format!("{field}: {value} is not supported ({hint})")))
-        };
-        if let Some(kind) = self.object.get("ipam").and_then(|ipam| ipam.get("type"))
-            && kind.as_str() != Some("podway-ipam")
-            && kind.as_str() != Some("")
-        {
-            return refuse("ipam.type", kind, "addresses come from the node's own blocks: leave ipam out");
-        }
-        Ok(())
+    /// `ipam.type`, where it is another plugin than ours.
+    pub fn foreign_ipam(&self) -> Option<&str> {
+        let kind = self.object.get("ipam")?.get("type")?.as_str()?;
+        Some(kind).filter(|kind| !kind.is_empty() && *kind != IPAM_PLUGIN)
+    }
+
+    /// The whole configuration, as it came.
+    pub fn object(&self) -> &Map<String, Value> {
+        &self.object
     }
 
     /// A value at the top of the configuration.
@@ -269,7 +280,7 @@ impl Network {
     }
 
     /// A section that must be an object where it is there.
-    fn section(&self, key: &str, mistakes: &mut Mistakes) -> Option<&Map<String, Value>> {
+    pub(crate) fn section(&self, key: &str, mistakes: &mut Mistakes) -> Option<&Map<String, Value>> {
         match self.object.get(key) {
             None | Some(Value::Null) => None,
             Some(Value::Object(section)) => Some(section),
@@ -289,56 +300,6 @@ fn mtu(value: &Value, mistakes: &mut Mistakes) -> Option<Mtu> {
     mtu
 }
 
-fn pools(value: &Value, mistakes: &mut Mistakes) -> Vec<ObjectName> {
-    let Value::Array(list) = value else {
-        mistakes.add(SOURCE, "podway.pools", kind(value), "a list of pool names");
-        return Vec::new();
-    };
-    let mut pools = Vec::with_capacity(list.len());
-    for (i, item) in list.iter().enumerate() {
-        match item.as_str().map(str::parse) {
-            Some(Ok(name)) => pools.push(name),
-            _ => mistakes.add(SOURCE, format!("podway.pools[{i}]"), item, "a pool name"),
-        }
-    }
-    pools
-}
-
-fn addresses(value: &Value, field: &str, mistakes: &mut Mistakes) -> Vec<IpAddr> {
-    let Value::Array(list) = value else {
-        mistakes.add(SOURCE, field, kind(value), "a list of addresses");
-        return Vec::new();
-    };
-    let parse =
-        |text: &str| text.parse::<IpAddr>().or_else(|_| text.parse::<IpNet>().map(|net| net.addr())).ok();
-    let mut all = Vec::with_capacity(list.len());
-    for (i, item) in list.iter().enumerate() {
-        match item.as_str().and_then(parse) {
-            Some(address) => all.push(address),
-            None => {
-                mistakes.add(SOURCE, format!("{field}[{i}]"), item, "an address, 10.0.0.5 or 10.0.0.5/24")
-            }
-        }
-    }
-    all
-}
-
-fn prefixes(value: &Value, mistakes: &mut Mistakes) -> Vec<IpNet> {
-    let Value::Array(list) = value else {
-        mistakes.add(SOURCE, "podway.reserved", kind(value), "a list of prefixes");
-        return Vec::new();
-    };
-    let parse = |text: &str| text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).ok();
-    let mut all: Vec<IpNet> = Vec::with_capacity(list.len());
-    for (i, item) in list.iter().enumerate() {
-        match item.as_str().and_then(parse) {
-            Some(net) => all.push(net),
-            None => mistakes.add(SOURCE, format!("podway.reserved[{i}]"), item, "a prefix or an address"),
-        }
-    }
-    all
-}
-
 fn text<'a>(value: &'a Value, field: &str, mistakes: &mut Mistakes) -> Option<&'a str> {
     if value.as_str().is_none() {
         mistakes.add(SOURCE, field, kind(value), "text");
@@ -346,7 +307,8 @@ fn text<'a>(value: &'a Value, field: &str, mistakes: &mut Mistakes) -> Option<&'
     value.as_str()
 }
 
-fn is_empty(value: &Value) -> bool {
+/// Whether a value asks for nothing.
+pub(crate) fn is_empty(value: &Value) -> bool {
     match value {
         Value::Null => true,
         Value::String(text) => text.is_empty(),
@@ -425,17 +387,28 @@ mod tests {
         let conf = network(json!({
             "runtimeConfig": {"ips": ["10.0.0.5/24", "fd00::5"]}, "args": {"cni": {"ips": ["10.0.0.6"]}}
         }));
-        let ips: Vec<String> = conf.for_add().unwrap().ips.iter().map(ToString::to_string).collect();
+        let ips: Vec<String> =
+            conf.for_add().unwrap().addresses.ips.iter().map(ToString::to_string).collect();
         assert_eq!(ips, ["10.0.0.5", "fd00::5", "10.0.0.6"]);
         let error = network(json!({"runtimeConfig": {"ips": ["banana"]}})).for_add().unwrap_err();
         assert!(error.message.contains("runtimeConfig.ips[0]: \"banana\" found"), "{error}");
     }
 
     #[test]
-    fn what_is_not_supported_is_named() {
-        let error = network(json!({"ipam": {"type": "host-local"}})).for_add().unwrap_err();
-        assert_eq!(error.code, Code::UnsupportedField);
-        assert!(error.message.contains("ipam.type: \"host-local\""), "{error}");
+    fn address_plugins_are_named() {
+        for (ipam, part) in [
+            (json!({"type": 1}), "ipam.type: a number found, the name of a plugin expected"),
+            (json!("host-local"), "ipam: text found, an object expected"),
+            (json!({"pools": ["a"]}), "ipam.pools: this key found, podway.pools expected"),
+            (json!({"type": "podway-ipam", "x": 1}), "ipam.x: this key found"),
+        ] {
+            let error = network(json!({"ipam": ipam})).for_add().unwrap_err();
+            assert_eq!(error.code, Code::Config);
+            assert!(error.message.contains(part), "{error}");
+        }
+        let foreign = network(json!({"ipam": {"type": "host-local", "subnet": "10.0.0.0/24"}}));
+        assert!(foreign.for_add().is_ok());
+        assert_eq!(foreign.foreign_ipam(), Some("host-local"));
         let empty =
             json!({"ipam": {}, "runtimeConfig": {"portMappings": [], "bandwidth": {"ingressRate": 0}}});
         assert!(network(empty).for_add().is_ok());
@@ -472,6 +445,7 @@ mod tests {
     fn a_malformed_list_of_valid_attachments_frees_nothing() {
         let parse = |list: Value| network(json!({ "cni.dev/valid-attachments": list })).valid_attachments();
         assert_eq!(parse(json!([])).unwrap(), []);
+        assert_eq!(parse(Value::Null).unwrap(), []);
         assert_eq!(
             parse(json!([{"containerID": "c1", "ifname": "eth0"}])).unwrap()[0].to_string(),
             "c1/eth0"

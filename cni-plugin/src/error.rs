@@ -11,27 +11,52 @@ use serde_json::{Value, json};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Code {
     /// The configuration's `cniVersion` is not served, or does not know the verb.
-    IncompatibleVersion = 1,
+    IncompatibleVersion,
     /// A field asks for what this plugin does not do; the message names key and value.
-    UnsupportedField = 2,
+    UnsupportedField,
     /// An environment variable is missing or cannot be used; the message names it.
-    Environment = 4,
+    Environment,
     /// A file or socket failed.
-    Io = 5,
+    Io,
     /// The standard input is not JSON.
-    Decode = 6,
+    Decode,
     /// The network configuration cannot be used.
-    Config = 7,
+    Config,
     /// `CNI_NETNS` is no network namespace, or the plugin's own (a code of libcni, not of the specification).
-    Netns = 8,
+    Netns,
     /// It may succeed later.
-    TryAgain = 11,
+    TryAgain,
     /// STATUS: ADD would fail.
-    NotAvailable = 50,
+    NotAvailable,
     /// The kernel refused.
-    Kernel = 100,
+    Kernel,
     /// CHECK: the attachment is not what ADD made.
-    Damaged = 101,
+    Damaged,
+    /// What another address plugin answered cannot be used.
+    Delegate,
+    /// Another address plugin's own code, passed on.
+    Foreign(u32),
+}
+
+impl Code {
+    /// The number that is answered.
+    pub fn number(self) -> u32 {
+        match self {
+            Self::IncompatibleVersion => 1,
+            Self::UnsupportedField => 2,
+            Self::Environment => 4,
+            Self::Io => 5,
+            Self::Decode => 6,
+            Self::Config => 7,
+            Self::Netns => 8,
+            Self::TryAgain => 11,
+            Self::NotAvailable => 50,
+            Self::Kernel => 100,
+            Self::Damaged => 101,
+            Self::Delegate => 102,
+            Self::Foreign(number) => number,
+        }
+    }
 }
 
 /// An error, as it goes to standard output.
@@ -75,7 +100,7 @@ impl CniError {
 
     /// The JSON text. `version` is the configuration's, where it could be read.
     pub fn to_json(&self, version: &str) -> Value {
-        let mut value = json!({ "cniVersion": version, "code": self.code as u32, "msg": self.message });
+        let mut value = json!({ "cniVersion": version, "code": self.code.number(), "msg": self.message });
         if !self.details.is_empty() {
             value["details"] = Value::from(self.details.as_str());
         }
@@ -85,7 +110,7 @@ impl CniError {
 
 impl fmt::Display for CniError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} (code {})", self.message, self.code as u32)
+        write!(f, "{} (code {})", self.message, self.code.number())
     }
 }
 

@@ -7,9 +7,12 @@
 //! |---|---|
 //! | [`env`], [`conf`], [`version`] | what is asked: environment and standard input become types |
 //! | [`error`], [`result`] | what is answered |
+//! | [`wish`] | which addresses are wanted, and leasing them |
+//! | [`delegate`] | address plugins of others, called by us |
+//! | [`ipam`] | our addresses for interfaces of other plugins: `podway-ipam` |
 //! | [`settings`] | what may be said about one pod's interface |
 //! | [`wiring`] | what a wired pod looks like |
-//! | [`add`], [`check`], [`gc`], [`status`] | the verbs; DEL is [`teardown::detach`] |
+//! | [`add`], [`check`], [`gc`], [`status`] | the verbs; DEL is [`teardown::end`] |
 //! | [`teardown`] | takes an attachment apart: DEL, GC, undoing an ADD |
 //! | [`record`], [`node`], [`netns`], [`tables`] | the node's state, one door each |
 //! | [`plugins`] | what other networks chain plugins for, built in |
@@ -21,9 +24,12 @@
 pub mod add;
 pub mod check;
 pub mod conf;
+pub mod delegate;
 pub mod env;
 pub mod error;
 pub mod gc;
+pub mod ipam;
+mod link;
 pub mod netns;
 pub mod node;
 pub mod plugins;
@@ -36,11 +42,14 @@ pub mod tables;
 pub mod teardown;
 pub mod version;
 pub mod wiring;
+pub mod wish;
 
 use std::ffi::{OsStr, OsString};
-use std::io::Read;
+use std::io::{Read, Write as _};
+use std::path::Path;
 
 use podway_kern::rtnl::Rtnl;
+use podway_model::names::IPAM_PLUGIN;
 use serde_json::{Value, json};
 
 use conf::{MAX_INPUT, Network};
@@ -60,8 +69,32 @@ pub enum Answer {
     About,
 }
 
-/// Serves one call.
+/// Serves one call of the main plugin.
 pub fn run(lookup: impl Fn(&str) -> Option<OsString>, input: impl Read) -> Answer {
+    answer(lookup, input, serve)
+}
+
+/// Serves one call under the name `podway-ipam`.
+pub fn run_ipam(lookup: impl Fn(&str) -> Option<OsString>, input: impl Read) -> Answer {
+    answer(lookup, input, ipam::serve)
+}
+
+/// Serves one call as the plugin by whose name the program was started.
+pub fn run_as(program: &OsStr, lookup: impl Fn(&str) -> Option<OsString>, input: impl Read) -> Answer {
+    if Path::new(program).file_name() == Some(IPAM_PLUGIN.as_ref()) {
+        return run_ipam(lookup, input);
+    }
+    match plugins::upstream::Plugin::named(program) {
+        Some(plugin) => plugins::upstream::run(plugin, lookup, input),
+        None => run(lookup, input),
+    }
+}
+
+fn answer(
+    lookup: impl Fn(&str) -> Option<OsString>,
+    input: impl Read,
+    serve: impl Fn(&Call, &Network) -> Result<Option<Value>, CniError>,
+) -> Answer {
     let call = env::parse(lookup);
     if call == Ok(None) {
         return Answer::About;
@@ -69,17 +102,18 @@ pub fn run(lookup: impl Fn(&str) -> Option<OsString>, input: impl Read) -> Answe
     let mut text = Vec::new();
     let read = read_input(input, &mut text);
     let version = conf::peek_version(&text).unwrap_or(SpecVersion::NEWEST);
-    match call.and_then(|call| read.map(|()| call)).and_then(|call| serve(call.as_ref(), &text, version)) {
+    let answer = call.and_then(|call| read.map(|()| call)).and_then(|call| match call {
+        None => Ok(None),
+        Some(Call::Version) => Ok(Some(versions(version))),
+        Some(call) => {
+            let network = Network::parse(&text)?;
+            network.require_verb(&call)?;
+            serve(&call, &network)
+        }
+    });
+    match answer {
         Ok(result) => Answer::Done(result),
         Err(error) => Answer::Failed(error.to_json(version.as_str())),
-    }
-}
-
-/// Serves one call as the plugin by whose name the program was started.
-pub fn run_as(program: &OsStr, lookup: impl Fn(&str) -> Option<OsString>, input: impl Read) -> Answer {
-    match plugins::upstream::Plugin::named(program) {
-        Some(plugin) => plugins::upstream::run(plugin, lookup, input),
-        None => run(lookup, input),
     }
 }
 
@@ -91,32 +125,23 @@ fn versions(version: SpecVersion) -> Value {
     })
 }
 
-fn serve(call: Option<&Call>, input: &[u8], version: SpecVersion) -> Result<Option<Value>, CniError> {
+fn serve(call: &Call, network: &Network) -> Result<Option<Value>, CniError> {
     match call {
-        None => Ok(None),
-        Some(Call::Version) => Ok(Some(versions(version))),
-        Some(Call::Add(target)) => add::add(&Network::parse(input)?, target).map(Some),
-        Some(Call::Del { attachment }) => {
-            let network = Network::parse(input)?;
-            teardown::detach(&Node::here()?, &mut Rtnl::open()?, &network.name, attachment)?;
-            Ok(None)
+        Call::Add(target) => return add::add(network, target).map(Some),
+        Call::Del { attachment } => {
+            let ended = teardown::end(&Node::here()?, &mut Rtnl::open()?, network, attachment)?;
+            if let Some(left) = ended.left {
+                // Nothing here can make it better, and the pod must go: whoever reads the log is told.
+                let _ = writeln!(std::io::stderr(), "podway: {left}");
+            }
         }
-        Some(Call::Check(target)) => {
-            let network = Network::parse(input)?;
-            network.require("CHECK", SpecVersion::V040)?;
-            check::check(&network, target).map(|()| None)
-        }
-        Some(Call::Gc) => {
-            let network = Network::parse(input)?;
-            network.require("GC", SpecVersion::V110)?;
-            gc::collect(&network).map(|()| None)
-        }
-        Some(Call::Status) => {
-            let network = Network::parse(input)?;
-            network.require("STATUS", SpecVersion::V110)?;
-            status::status(&network).map(|()| None)
-        }
+        Call::Check(target) => check::check(network, target)?,
+        Call::Gc => gc::collect(network)?,
+        Call::Status => status::status(network)?,
+        // `answer` answers it.
+        Call::Version => {}
     }
+    Ok(None)
 }
 
 /// Reads all of standard input, up to the limit.

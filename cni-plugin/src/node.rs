@@ -11,6 +11,7 @@ use podway_model::ids::BootId;
 use podway_model::names::{self, PLUGIN, POD_GROUP, POD_ROUTE_PROTOCOL};
 use podway_model::node_file::NodeFile;
 
+use crate::delegate::Marks;
 use crate::error::{CniError, Code};
 use crate::record::Records;
 
@@ -22,6 +23,7 @@ pub struct Node {
     ipam: PathBuf,
     policy_socket: PathBuf,
     records: Records,
+    marks: Marks,
 }
 
 impl Node {
@@ -35,6 +37,7 @@ impl Node {
             ipam: names::IPAM_DIR.into(),
             policy_socket: names::POLICY_SOCKET.into(),
             records: Records::new(names::ENDPOINTS_DIR),
+            marks: Marks::new(names::DELEGATED_DIR),
         })
     }
 
@@ -46,6 +49,11 @@ impl Node {
     /// Endpoint records.
     pub fn records(&self) -> &Records {
         &self.records
+    }
+
+    /// Attachments whose addresses another plugin gives.
+    pub fn marks(&self) -> &Marks {
+        &self.marks
     }
 
     /// Socket of the policy agent.
@@ -95,7 +103,7 @@ impl Node {
         Ok(Attachment::of_aliases(links.iter().filter_map(|link| link.alias.as_deref())))
     }
 
-    /// Every attachment that its interface or its record witnesses.
+    /// Every attachment with a lease of ours that its interface or its record witnesses.
     fn find_attachments(&self) -> Result<Vec<Found>, CniError> {
         let mut rtnl = Rtnl::open()?;
         let mut links: BTreeMap<Attachment, u32> = BTreeMap::new();
@@ -104,8 +112,12 @@ impl Node {
             links.extend(attachment.map(|attachment| (attachment, link.index)));
         }
         let (records, _) = self.records.list()?;
+        for mark in self.marks.list()?.0 {
+            links.remove(&Attachment::new(mark.container_id, mark.ifname));
+        }
         let mut found = Vec::new();
-        for record in records.into_iter().filter(|record| record.boot_id == self.boot) {
+        let leased = records.into_iter().filter(|record| record.ipam.is_none());
+        for record in leased.filter(|record| record.boot_id == self.boot) {
             let attachment = Attachment::new(record.container_id, record.ifname);
             let is_wired = links.remove(&attachment).is_some();
             let (network, addresses) = (record.network, record.addresses);

@@ -32,17 +32,7 @@ impl Records {
         let (path, new) = (self.path(&record.id), self.new_path(&record.id));
         let fail = |e: io::Error| CniError::io(&path, "write the endpoint record", &e);
         let text = serde_json::to_vec(record).map_err(|e| fail(e.into()))?;
-        let written = fs::write(&new, &text).or_else(|e| match e.kind() {
-            io::ErrorKind::NotFound => {
-                DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
-                fs::write(&new, &text)
-            }
-            _ => Err(e),
-        });
-        written.and_then(|()| fs::rename(&new, &path)).map_err(|e| {
-            let _ = fs::remove_file(&new);
-            fail(e)
-        })
+        replace(&path, &new, &text).map_err(fail)
     }
 
     /// Reads the record of an attachment. One that cannot be read counts as missing where the caller can do
@@ -95,7 +85,22 @@ impl Records {
     }
 }
 
-fn id_of(attachment: &Attachment) -> String {
+/// Puts a file under its name whole or not at all, by way of `new`. Its folder is made if it is missing.
+pub(crate) fn replace(path: &Path, new: &Path, text: &[u8]) -> io::Result<()> {
+    let written = fs::write(new, text).or_else(|e| match (e.kind(), new.parent()) {
+        (io::ErrorKind::NotFound, Some(dir)) => {
+            DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+            fs::write(new, text)
+        }
+        _ => Err(e),
+    });
+    written.and_then(|()| fs::rename(new, path)).inspect_err(|_| {
+        let _ = fs::remove_file(new);
+    })
+}
+
+/// The name of an attachment's files.
+pub(crate) fn id_of(attachment: &Attachment) -> String {
     attachment_id(attachment.container_id.as_str(), attachment.ifname.as_str())
 }
 

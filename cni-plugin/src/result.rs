@@ -35,7 +35,7 @@ pub fn form(
         interface(wiring.ifname.as_str(), &wiring.pod_mac.to_string(), wiring, Some(netns), version),
     ];
     extend(&mut result, "interfaces", interfaces);
-    extend(&mut result, "ips", wiring.addresses.iter().map(|address| ip(*address, pod, version)));
+    extend(&mut result, "ips", wiring.addresses.iter().map(|address| ip(wiring, *address, pod, version)));
     extend(&mut result, "routes", wiring.routes().into_iter().map(|wanted| route(&wanted, version)));
     let all = result.entry("dns").or_insert_with(|| json!({}));
     if let Value::Object(all) = all {
@@ -77,9 +77,9 @@ fn interface(name: &str, mac: &str, wiring: &Wiring, sandbox: Option<&str>, vers
     interface
 }
 
-fn ip(address: IpAddr, interface: usize, version: SpecVersion) -> Value {
+fn ip(wiring: &Wiring, address: IpAddr, interface: usize, version: SpecVersion) -> Value {
     let net = IpNet::from(address).to_string();
-    let mut ip = json!({ "address": net, "gateway": gateway_of(address), "interface": interface });
+    let mut ip = json!({ "address": net, "gateway": wiring.gateway_of(address), "interface": interface });
     if version < SpecVersion::V100 {
         ip["version"] = if Family::of(address) == Family::V4 { "4" } else { "6" }.into();
     }

@@ -17,6 +17,7 @@ use podway_kern::sysctl::Sysctl;
 use podway_model::ids::{IfName, MacAddr, ObjectName};
 use podway_model::mistakes::Mistakes;
 use podway_model::node_file::NodeFile;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::conf::{SOURCE, kind};
@@ -54,7 +55,7 @@ pub struct Settings {
 }
 
 /// A route of the pod. Its gateway is always the node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodRoute {
     /// Destination.
     pub destination: IpNet,

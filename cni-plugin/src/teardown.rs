@@ -1,4 +1,5 @@
-//! Takes an attachment apart: host ports, link, connection tracking, record, lease. The reverse of ADD.
+//! Takes an attachment apart: host ports, link, connection tracking, record, lease (or what another plugin gave). The
+//! reverse of ADD.
 //!
 //! Used by DEL, by GC, by an ADD that fails and by an ADD that finds its own leftovers. Each step is done whatever
 //! state the one before left things in, and none needs the pod's namespace, a daemon or a result: interrupt it
@@ -9,13 +10,15 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use podway_ipam::store::since_boot;
-use podway_ipam::{Attachment, Condition};
+use podway_ipam::{Attachment, Condition, LeaseKind};
 use podway_kern::conntrack::Conntrack;
 use podway_kern::rtnl::{Link, Rtnl};
 use podway_kern::sysctl::Sysctl;
 use podway_model::ids::NetworkName;
 use podway_model::names::{HOST_MAC, POD_GROUP, host_ifalias, host_ifname};
 
+use crate::conf::Network;
+use crate::delegate;
 use crate::error::CniError;
 use crate::node::Node;
 use crate::plugins::{bandwidth, ports};
@@ -33,18 +36,58 @@ pub enum Owner {
     Ours,
 }
 
-/// Ends an attachment of `network` and everything that belongs to it.
+/// What became of an attachment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
+    /// Whose it is.
+    pub owner: Owner,
+    /// What stays behind because the plugin that gave the addresses is not there, in words.
+    pub left: Option<String>,
+    /// Whether its addresses may be another plugin's: a record says so, or there is none.
+    may_be_delegated: bool,
+}
+
+impl Ended {
+    fn by(owner: Owner) -> Self {
+        Self { owner, left: None, may_be_delegated: false }
+    }
+}
+
+/// Ends an attachment and everything that belongs to it, what another address plugin gave included.
+///
+/// # Errors
+/// What failed; the next run goes on from there.
+pub fn end(
+    node: &Node,
+    rtnl: &mut Rtnl,
+    network: &Network,
+    attachment: &Attachment,
+) -> Result<Ended, CniError> {
+    let mut ended = detach(node, rtnl, &network.name, attachment)?;
+    let is_ours = ended.owner == Owner::Ours;
+    if is_ours && (ended.may_be_delegated || network.foreign_ipam().is_some()) {
+        ended.left = delegate::end(node.marks(), network, network.foreign_ipam(), attachment)?;
+    }
+    Ok(ended)
+}
+
+/// Ends what is ours of an attachment of `network`: all but the addresses that another plugin gave.
+///
+/// # Errors
+/// What failed; the next run goes on from there.
 pub fn detach(
     node: &Node,
     rtnl: &mut Rtnl,
     network: &NetworkName,
     attachment: &Attachment,
-) -> Result<Owner, CniError> {
+) -> Result<Ended, CniError> {
     // A record that cannot be read must not keep the address.
     let record = node.records().read(attachment).unwrap_or_default();
     if record.as_ref().is_some_and(|record| record.network != *network) {
-        return Ok(Owner::Other);
+        return Ok(Ended::by(Owner::Other));
     }
+    let may_be_delegated = record.as_ref().is_none_or(|record| record.ipam.is_some());
+    let ours = Ended { may_be_delegated, ..Ended::by(Owner::Ours) };
     let with_ports = record.as_ref().filter(|record| !record.host_ports.is_empty());
     let lock = with_ports.map(|_| node.lock()).transpose()?;
     if let Some(record) = with_ports {
@@ -58,10 +101,10 @@ pub fn detach(
     node.records().remove(attachment)?;
     let mut leases = lock.map_or_else(|| node.leases(), |lock| node.leases_under(lock))?;
     let Some(lease) = leases.ledger().lease_of(attachment) else {
-        return Ok(Owner::Ours);
+        return Ok(ours);
     };
-    if lease.network != *network {
-        return Ok(Owner::Other);
+    if lease.network != *network || lease.kind != LeaseKind::Wired {
+        return Ok(Ended::by(Owner::Other));
     }
     if record.is_none() {
         ports::close_leading_to(&lease.ips().collect())?;
@@ -69,7 +112,7 @@ pub fn detach(
     let condition =
         if lease.ips().all(|ip| cleaned.contains(&ip)) { Condition::Clean } else { Condition::Dirty };
     leases.release(attachment, since_boot(), condition)?;
-    Ok(Owner::Ours)
+    Ok(ours)
 }
 
 /// Ends everything of an attachment but its lease, before the attachment is made anew.

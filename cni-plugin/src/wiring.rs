@@ -56,6 +56,8 @@ pub struct Wiring {
     pub mtu: Mtu,
     /// The pod's addresses, IPv4 first.
     pub addresses: Vec<IpAddr>,
+    /// Gateways that another address plugin names.
+    gateways: Vec<IpAddr>,
     settings: Settings,
 }
 
@@ -70,8 +72,22 @@ impl Wiring {
             pod_mac: settings.mac.unwrap_or_else(|| pod_mac(id, ifname)),
             mtu,
             addresses,
+            gateways: Vec::new(),
             settings,
         }
+    }
+
+    /// The same, and the node's end answers to these addresses.
+    #[must_use]
+    pub fn with_gateways(mut self, gateways: &[IpAddr]) -> Self {
+        self.gateways = gateways.to_vec();
+        self
+    }
+
+    /// The gateway that a pod is told of: the one that an address plugin names, else the node as every pod sees it.
+    pub fn gateway_of(&self, address: IpAddr) -> IpAddr {
+        let named = self.gateways.iter().find(|gateway| gateway.is_ipv4() == address.is_ipv4());
+        named.copied().unwrap_or_else(|| gateway_of(address))
     }
 
     /// Ethernet address of the node's end: the same for every pod.
@@ -139,7 +155,7 @@ impl Wiring {
     pub fn host_addresses(&self, index: u32) -> Vec<Address> {
         let gateway = IpNet::new(GATEWAY_V6.into(), 64).expect("64 is a prefix length of IPv6");
         let v6 = self.has_v6().then_some(Address { index, address: gateway, no_prefix_route: false });
-        v6.into_iter().collect()
+        v6.into_iter().chain(self.gateways.iter().map(|gateway| Address::host(index, *gateway))).collect()
     }
 
     /// Neighbours of the node's end: the pod.

@@ -5,8 +5,9 @@
 # usage: ETCDCTL_ENDPOINTS=... ETCDCTL_USER=root:... roles.sh [operator | controller | NODE...]
 #
 # Users are made without a password: they log in with a client certificate whose common name is the user's name
-# (etcd --client-cert-auth). For passwords, give them with `etcdctl user passwd`, and name `username` and
-# `passwordFile` in podway.yaml. Switch checks on with `etcdctl auth enable`, after a user `root` was made.
+# (etcd --client-cert-auth). Where PODWAY_PASSWORDS names a folder with a file <user> in it, the user gets the
+# password in that file instead; etcd takes it only while the user is made. On the node, `username` and
+# `passwordFile` in podway.yaml name both. Switch checks on with `etcdctl auth enable`, after a user `root` was made.
 set -eu
 
 prefix=${PODWAY_PREFIX:-/podway/v1/}
@@ -16,7 +17,13 @@ role() { # role NAME: made if missing
     etcdctl role get "$1" >/dev/null 2>&1 || etcdctl role add "$1"
 }
 user() { # user NAME ROLE
-    etcdctl user get "$1" >/dev/null 2>&1 || etcdctl user add --no-password "$1"
+    if ! etcdctl user get "$1" >/dev/null 2>&1; then
+        if [ -n "${PODWAY_PASSWORDS:-}" ] && [ -f "$PODWAY_PASSWORDS/$1" ]; then
+            etcdctl user add --interactive=false "$1" <"$PODWAY_PASSWORDS/$1"
+        else
+            etcdctl user add --no-password "$1"
+        fi
+    fi
     etcdctl user grant-role "$1" "$2"
 }
 

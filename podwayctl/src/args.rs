@@ -80,6 +80,9 @@ pub(crate) enum Command {
     /// NetworkPolicy on this node: what becomes of a connection, and why
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// Addresses: who has which, what leaks, and freeing one
+    #[command(subcommand)]
+    Ipam(IpamCommand),
     /// The cluster's nodes
     #[command(subcommand)]
     Node(NodeCommand),
@@ -195,6 +198,51 @@ pub(crate) struct TraceArgs {
 }
 
 #[derive(Debug, Subcommand)]
+pub(crate) enum IpamCommand {
+    /// Pools, the blocks that nodes hold of them, and how full they are
+    ///
+    /// Reads the cluster store. Nodes tell how full their blocks are when that changes, at most every ten minutes.
+    Show,
+    /// Leaks and duplicates: in the store for the whole cluster, and on this node
+    ///
+    /// In the store: claims that overlap, lie in no pool or belong to nobody, and use that does not fit. On this node,
+    /// by routed: leases, endpoint records and interfaces that do not fit each other. Run it on each node for all of
+    /// them. Exits with 1 if something is wrong that was not mended.
+    Check(IpamCheckArgs),
+    /// Free an address that nobody uses any more
+    ///
+    /// Ends the lease that holds it on this node, with both addresses of a dual-stack pod. Refused while the pod's
+    /// interface is there. Exits with 3 if nobody on this node holds it; where another node's block has it, that node is
+    /// named.
+    Release(IpamReleaseArgs),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct IpamCheckArgs {
+    /// Mend what no pod can miss: leases and records whose interface is gone, blocks and figures of nodes that nobody
+    /// knows. Such blocks stay unused for 24 hours
+    #[arg(long)]
+    pub(crate) mend: bool,
+
+    #[command(flatten)]
+    pub(crate) sockets: SocketArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct IpamReleaseArgs {
+    /// The address
+    #[arg(value_name = "ADDR")]
+    pub(crate) address: std::net::IpAddr,
+
+    /// Even if its pod may be there: another pod may get its address
+    #[arg(long)]
+    pub(crate) force: bool,
+
+    #[command(flatten)]
+    pub(crate) sockets: SocketArgs,
+}
+
+#[derive(Debug, Subcommand)]
 pub(crate) enum NodeCommand {
     /// All nodes: whether they are alive, their addresses and blocks
     List,
@@ -206,7 +254,7 @@ pub(crate) enum NodeCommand {
     /// Install the CNI plugin on this node
     ///
     /// Copies the plugin to where container runtimes look for it, links the names of other plugins to it where no
-    /// file of that name stands (bandwidth, host-local, loopback, portmap), then writes the network configuration.
+    /// file of that name stands (bandwidth, host-local, loopback, podway-ipam, portmap, ptp), then writes the network configuration.
     /// Each file is replaced in one step, the configuration last. What is there already and equal is left alone.
     Install(InstallArgs),
 }
@@ -278,6 +326,9 @@ mod tests {
             "status --node --all",
             "bgp",
             "policy",
+            "ipam",
+            "ipam release",
+            "ipam release banana",
             "policy trace x/a x/b",
             "node release",
             "version extra",

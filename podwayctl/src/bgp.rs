@@ -55,7 +55,8 @@ pub(crate) fn ask(socket: &Path, question: &RoutedRequest) -> Result<RoutedReply
     Client::connect(socket, LIMIT)?.ask(question)
 }
 
-fn unexpected(reply: &RoutedReply) -> Failure {
+/// Why an answer is none.
+pub(crate) fn unexpected(reply: &RoutedReply) -> Failure {
     Failure::Failed(match reply {
         RoutedReply::Failed { reason } => format!("routed: {reason}"),
         _ => "routed answered something else than was asked: binaries of different versions".to_owned(),

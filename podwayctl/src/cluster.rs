@@ -178,6 +178,7 @@ pub(crate) mod tests {
             labels: BTreeMap::new(),
             asn: None,
             vtep_mac: None,
+            wireguard_key: None,
             version: "0.1.0".into(),
         };
         let claim = |confirmed| Claim {

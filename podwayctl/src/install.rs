@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use podway_daemon::files;
-use podway_model::names::{OTHER_PLUGINS, PLUGIN};
+use podway_model::names::{IPAM_PLUGIN, OTHER_PLUGINS, PLUGIN};
 use serde::Serialize;
 
 use crate::args::InstallArgs;
@@ -34,7 +34,7 @@ pub(crate) fn run(args: &InstallArgs, output: &Output) -> Result<(), Failure> {
     let binary = fs::read(&plugin).map_err(|error| failed(&plugin, &error))?;
     // The order matters: a runtime that finds the configuration calls the plugin at once.
     let mut installed = vec![install(&args.bin_dir, PLUGIN, &binary, 0o755)?];
-    for name in OTHER_PLUGINS {
+    for name in OTHER_PLUGINS.into_iter().chain([IPAM_PLUGIN]) {
         installed.extend(link(&args.bin_dir, name)?);
     }
     installed.push(install(&args.conf_dir, CONFLIST_NAME, CONFLIST.as_bytes(), 0o644)?);

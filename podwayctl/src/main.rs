@@ -6,6 +6,7 @@
 //! | `status` | this node's daemons and the store | [`status`] |
 //! | `bgp peers`, `bgp routes` | this node's `routed` | [`bgp`] |
 //! | `policy trace`, `policy list`, `policy check` | this node's `policy-agent` | [`policy`] |
+//! | `ipam show`, `ipam check`, `ipam release` | the store, and this node's `routed` | [`ipam`] |
 //! | `node list`, `node release` | the store | [`node`] |
 //! | `node install` | this node's files | [`install`] |
 //!
@@ -19,6 +20,7 @@ mod cluster;
 mod delete;
 mod get;
 mod install;
+mod ipam;
 mod node;
 mod objects;
 mod outcome;
@@ -33,7 +35,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use podway_model::mistakes::EXIT_BAD_INPUT;
 
-use args::{Args, BgpCommand, Command, NodeCommand, PolicyCommand};
+use args::{Args, BgpCommand, Command, IpamCommand, NodeCommand, PolicyCommand};
 use outcome::Failure;
 use output::Output;
 
@@ -73,6 +75,9 @@ async fn run(args: &Args) -> Result<(), Failure> {
         Command::Policy(PolicyCommand::Trace(command)) => policy::trace(command, &output),
         Command::Policy(PolicyCommand::List(command)) => policy::list(command, &output),
         Command::Policy(PolicyCommand::Check(command)) => policy::check(command, &output),
+        Command::Ipam(IpamCommand::Show) => ipam::show(&args.store, &output).await,
+        Command::Ipam(IpamCommand::Check(command)) => ipam::check(&args.store, command, &output).await,
+        Command::Ipam(IpamCommand::Release(command)) => ipam::release(&args.store, command, &output).await,
         Command::Node(NodeCommand::List) => node::list(&args.store, &output).await,
         Command::Node(NodeCommand::Release(command)) => node::release(&args.store, command, &output).await,
         Command::Node(NodeCommand::Install(command)) => install::run(command, &output),

@@ -79,7 +79,7 @@ async fn check(store: &dyn Store, node: &NodeName, force: bool) -> Result<(), Fa
 }
 
 /// Seconds since 1970.
-fn now() -> Result<u64, Failure> {
+pub(crate) fn now() -> Result<u64, Failure> {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since
         .map(|since| since.as_secs())

@@ -79,6 +79,7 @@ pub(crate) mod tests {
             pod: Some(PodRef { namespace: namespace.to_owned(), name: pod.to_owned(), uid: None }),
             addresses: vec![address.parse().unwrap()],
             host_ports: vec![],
+            ipam: None,
             netns: String::new(),
         }
     }

@@ -39,7 +39,7 @@ use crate::metrics::Metrics;
 use crate::status::Inputs;
 use crate::underlay::UnderlayStatus;
 use crate::view::{BgpRoutes, ClusterView, LocalFacts};
-use crate::{cluster, dataplane, identity, status, underlay};
+use crate::{cluster, dataplane, identity, ipam, status, underlay};
 
 /// Questions to `bgp` under way: each is a person's, and each waits for its answer.
 const QUERIES: usize = 16;
@@ -47,12 +47,18 @@ const QUERIES: usize = 16;
 /// Opens what the daemon needs and starts its tasks.
 pub(crate) async fn start(mut process: Process) -> Result<Process> {
     let section = process.config.node.clone();
+    let wireguard = identity::wireguard_keys(Path::new(names::WIREGUARD_KEY_FILE));
+    if let Err(problem) = &wireguard {
+        // Told again, and as a problem, where it is needed.
+        tracing::debug!("no WireGuard on this node: {problem}");
+    }
     let identity = Identity {
         node: identity::node_name(section.name.as_ref())?,
         instance_id: identity::instance_id(Path::new(names::INSTANCE_FILE))?,
         boot_id: identity::boot_id(Path::new(names::BOOT_ID_FILE))?,
         labels: section.labels.clone(),
         asn: section.asn,
+        wireguard_key: wireguard.as_ref().ok().map(|keys| keys.public),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         node_file: PathBuf::from(names::NODE_FILE),
         ipam_dir: PathBuf::from(names::IPAM_DIR),
@@ -96,7 +102,17 @@ pub(crate) async fn start(mut process: Process) -> Result<Process> {
     tasks.spawn("bgp", bgp.run());
     tasks.spawn(
         "dataplane",
-        until(shutdown.clone(), dataplane::run(identity.node, view, facts, bgp_routes, dataplane_out)),
+        until(
+            shutdown.clone(),
+            dataplane::run(
+                identity.node,
+                view,
+                facts,
+                bgp_routes,
+                wireguard.map(|keys| keys.private),
+                dataplane_out,
+            ),
+        ),
     );
     let metrics = Metrics::register(&mut process.metrics);
     let waiting_for = process.waiting_for.clone();
@@ -185,6 +201,20 @@ async fn answer(question: RoutedRequest, summary: Summary, queries: mpsc::Sender
                 Err(error) => RoutedReply::Failed { reason: error.to_string() },
             }
         }
+        RoutedRequest::IpamCheck { mend } => {
+            let identity = summary.identity;
+            // It waits for the address lock.
+            let check = tokio::task::spawn_blocking(move || {
+                ipam::check(&identity, mend)
+                    .map(|findings| RoutedReply::IpamFindings { node: identity.node, findings })
+            });
+            answered(check.await)
+        }
+        RoutedRequest::IpamRelease { address, force } => {
+            let identity = summary.identity;
+            let release = tokio::task::spawn_blocking(move || ipam::release(&identity, address, force));
+            answered(release.await)
+        }
         RoutedRequest::BgpPeers => match ask(&queries, Query::Peers).await {
             Some(peers) => RoutedReply::BgpPeers { peers },
             None => RoutedReply::Failed { reason: "the BGP task is ending".to_owned() },
@@ -201,6 +231,11 @@ async fn answer(question: RoutedRequest, summary: Summary, queries: mpsc::Sender
             }
         }
     }
+}
+
+fn answered(done: Result<Result<RoutedReply, String>, tokio::task::JoinError>) -> RoutedReply {
+    let reply = done.unwrap_or_else(|error| Err(error.to_string()));
+    reply.unwrap_or_else(|reason| RoutedReply::Failed { reason })
 }
 
 async fn ask<T>(queries: &mpsc::Sender<Query>, query: impl FnOnce(oneshot::Sender<T>) -> Query) -> Option<T> {

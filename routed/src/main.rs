@@ -10,6 +10,7 @@
 //! | [`underlay`] | which address this node has on the underlay | |
 //! | [`bgp`] | the shell round our BGP speaker | its TCP connections |
 //! | [`dataplane`] | what the kernel shall hold, and how it gets there | routes, tunnels, masquerade |
+//! | [`ipam`] | are leases, records and interfaces of one mind? ends a lease for an operator | nothing |
 //! | [`status`] | answers for people | nothing |
 //! | [`metrics`] | numbers for machines | the gauges |
 
@@ -19,6 +20,7 @@ mod cluster;
 mod controller;
 mod dataplane;
 mod identity;
+mod ipam;
 mod metrics;
 mod status;
 mod underlay;
@@ -39,7 +41,7 @@ fn main() -> ExitCode {
         Program {
             name: "routed",
             about: "Podway's node daemon: claims address blocks, and carries packets between nodes by host-gw, \
-                    VXLAN or BGP. `routed controller` is a program of its own: see there",
+                    VXLAN, IPIP, WireGuard or BGP. `routed controller` is a program of its own: see there",
             version: env!("CARGO_PKG_VERSION"),
             section: |config| &config.routed,
             actions: &[Action {

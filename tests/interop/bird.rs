@@ -46,10 +46,11 @@ impl Bird {
         for (at, peer) in self.side.peers.iter().enumerate() {
             let client = if peer.role == Role::Client { "rr client;" } else { "" };
             let paths = if self.side.add_path { "add paths on;" } else { "" };
-            let bfd = if self.side.bfd { "bfd on;" } else { "" };
+            // Directly, it would tell its link-local address beside the global one, which not everybody shows.
+            let bfd = if self.side.bfd { "direct; bfd on;" } else { "multihop;" };
             let _ = writeln!(
                 text,
-                "protocol bgp peer{at} {{\n local {v4} as {asn};\n neighbor {} as {};\n direct; {client} {bfd}\n\
+                "protocol bgp peer{at} {{\n local {v4} as {asn};\n neighbor {} as {};\n {client} {bfd}\n\
                  strict bind on; connect delay time 1; connect retry time 1; error wait time 1, 2; hold time 9;\n\
                  graceful restart on; password \"{KEY}\";\n\
                  ipv4 {{ import all; export all; {paths} }};\n\
@@ -137,10 +138,8 @@ fn parse_routes(text: &str) -> Vec<Route> {
     let mut prefix = String::new();
     for line in text.lines() {
         let trimmed = line.trim();
-        if line.contains('[') && line.contains(" 20") && line.contains("] ")
-            || line.contains("unicast [")
-            || line.contains("blackhole [")
-        {
+        // What the kernel would do with it; that is all the same here.
+        if ["unicast [", "blackhole [", "unreachable ["].iter().any(|kind| line.contains(kind)) {
             if !line.starts_with(char::is_whitespace) {
                 prefix = line.split_whitespace().next().unwrap_or_default().to_owned();
             }

@@ -105,10 +105,10 @@ impl Speaker for Exabgp {
         if let Some(process) = &mut self.process {
             process.ensure_running()?;
         }
-        let states = self.events().into_iter().filter(|event| {
+        let mut states = self.events().into_iter().filter(|event| {
             event["type"] == "state" && event["neighbor"]["address"]["peer"] == peer.to_string()
         });
-        Ok(states.last().is_some_and(|event| event["neighbor"]["state"] == "up"))
+        Ok(states.next_back().is_some_and(|event| event["neighbor"]["state"] == "up"))
     }
 
     fn routes(&mut self) -> Result<Vec<Route>> {

@@ -27,10 +27,13 @@ impl Frr {
         let Some(root) = rig::program("frr", "") else { return Ok(None) };
         let here = &link.places[place].0;
         mounts::make_private(here, &["/run/frr", "/etc/frr"])?;
+        let open = || std::fs::write("/etc/frr/vtysh.conf", "username root nopassword\n");
+        here.enter(open)?.context("write vtysh.conf")?;
         // The package's users, which nothing was installed for.
-        for (file, line) in
-            [("/etc/passwd", "frr:x:990:990::/:/bin/false"), ("/etc/group", "frr:x:990:\nfrrvty:x:991:")]
-        {
+        for (file, line) in [
+            ("/etc/passwd", "frr:x:990:990::/:/bin/false"),
+            ("/etc/group", "frr:x:990:root\nfrrvty:x:991:root"),
+        ] {
             let text = std::fs::read_to_string(file).with_context(|| format!("read {file}"))?;
             mounts::cover_file(here, file, &format!("{}\n{line}\n", text.trim_end()))?;
         }
@@ -39,12 +42,18 @@ impl Frr {
 
     fn config(&self) -> String {
         let Side { number, v4, v6, asn, .. } = &self.side;
+        // Route maps come first: a network that is read before its map is not announced.
         let mut text = format!(
-            "log stdout debugging\ndebug bgp neighbor-events\n\
-             bgp route-map delay-timer 0\nrouter bgp {asn}\n bgp router-id {v4}\n no bgp ebgp-requires-policy\n\
+            "log stdout\ndebug bgp neighbor-events\n\
+             route-map OWN permit 10\n set community {MARK}:{number}\n set large-community {MARK}:0:{number}\nexit\n\
+             ipv6 prefix-list OWN6 seq 5 permit {}\n\
+             route-map NEXTHOP permit 10\n match ipv6 address prefix-list OWN6\n set ipv6 next-hop global {v6}\nexit\n\
+             route-map NEXTHOP permit 20\nexit\n\
+             router bgp {asn}\n bgp router-id {v4}\n no bgp ebgp-requires-policy\n\
              no bgp default ipv4-unicast\n no bgp network import-check\n bgp graceful-restart\n \
              bgp graceful-restart preserve-fw-state\n bgp graceful-restart select-defer-time 20\n \
-             bgp graceful-restart stalepath-time 60\n"
+             bgp graceful-restart stalepath-time 60\n",
+            self.side.prefix6()
         );
         for peer in &self.side.peers {
             let _ = write!(
@@ -64,11 +73,7 @@ impl Frr {
                 let _ = writeln!(text, "  network {prefix} route-map OWN");
             }
             for peer in &self.side.peers {
-                let _ = writeln!(
-                    text,
-                    "  neighbor {} activate\n  neighbor {} soft-reconfiguration inbound",
-                    peer.v4, peer.v4
-                );
+                let _ = writeln!(text, "  neighbor {} activate", peer.v4);
                 if peer.role == Role::Client {
                     let _ = writeln!(text, "  neighbor {} route-reflector-client", peer.v4);
                 }
@@ -81,22 +86,8 @@ impl Frr {
             }
             text.push_str(" exit-address-family\n");
         }
-        let _ = write!(
-            text,
-            "exit\nroute-map OWN permit 10\n set community {MARK}:{number}\n set large-community {MARK}:0:{number}\nexit\n\
-             ipv6 prefix-list OWN6 seq 5 permit {}\n\
-             route-map NEXTHOP permit 10\n match ipv6 address prefix-list OWN6\n set ipv6 next-hop global {v6}\nexit\n\
-             route-map NEXTHOP permit 20\nexit\n",
-            self.side.prefix6()
-        );
-        text.replace("  neighbor", "  neighbor")
-            .lines()
-            .filter(|line| !line.contains("soft-reconfiguration"))
-            .fold(String::new(), |mut all, line| {
-                all.push_str(line);
-                all.push('\n');
-                all
-            })
+        text.push_str("exit\n");
+        text
     }
 
     fn libraries(&self) -> String {

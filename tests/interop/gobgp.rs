@@ -107,7 +107,7 @@ impl Speaker for Gobgp {
     fn start(&mut self, again: bool) -> Result<()> {
         let config = self.side.write("gobgpd.toml", &self.config())?;
         let mut command = Command::new(&self.programs[0]);
-        command.arg("-f").arg(config).args(["--log-level", "debug", "--api-hosts", "127.0.0.1:50051"]);
+        command.arg("-f").arg(config).args(["--log-level", "info", "--api-hosts", "127.0.0.1:50051"]);
         command.arg("--pprof-disable");
         if again {
             command.arg("-r");
@@ -159,6 +159,9 @@ impl Speaker for Gobgp {
     fn lacks(&self, what: What) -> Option<&'static str> {
         match what {
             What::Bfd => Some("no BFD before 4.0 (its docs/sources list none)"),
+            What::Ask => Some(
+                "judges its own adj-RIB-in again, and sends no ROUTE-REFRESH (softResetIn of pkg/server/server.go)",
+            ),
             _ => None,
         }
     }

@@ -140,6 +140,13 @@ impl Speaker for Openbgpd {
     fn lacks(&self, what: What) -> Option<&'static str> {
         match what {
             What::Bfd => Some("no BFD (bgpd.conf(5) has no such option)"),
+            What::Refresh => Some("7.7 ignores ROUTE-REFRESH (openbgpd-portable issue 46)"),
+            What::Restart => {
+                Some("restarts without the R and F bits (bgpd.conf(5), announce restart: End-of-RIB only)")
+            }
+            What::V6 if self.side.peers[0].role == Role::External => Some(
+                "7.7 tells ::1 as IPv6 next hop over an IPv4 session with another AS (bird_and_openbgpd::external: to BIRD too)",
+            ),
             _ => None,
         }
     }

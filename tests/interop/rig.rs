@@ -153,7 +153,9 @@ pub(crate) enum What {
     V6,
     As4,
     Communities,
-    /// The one asks, the other tells again.
+    /// It asks for the other's table again.
+    Ask,
+    /// It tells its table again when it is asked.
     Refresh,
     /// Several paths for a destination, from this side.
     AddPathSend,
@@ -175,6 +177,7 @@ impl What {
             Self::V6 => "v6",
             Self::As4 => "4-octet AS",
             Self::Communities => "communities",
+            Self::Ask => "ask",
             Self::Refresh => "refresh",
             Self::AddPathSend => "add-path send",
             Self::AddPathReceive => "add-path receive",
@@ -234,7 +237,7 @@ pub(crate) fn until(what: &str, mut look: impl FnMut() -> Result<bool>) -> Resul
 
 /// A program of somebody else's: on `PATH`, or in the folder of packages that stand apart.
 pub(crate) fn program(package: &str, path: &str) -> Option<PathBuf> {
-    let apart = std::env::var_os("PODWAY_BGP_SPEAKERS").map(PathBuf::from)?;
+    let apart = std::env::var_os("PODWAY_PACKAGES").map(PathBuf::from)?;
     let found = apart.join(package).join(path);
     found.exists().then_some(found)
 }

@@ -3,8 +3,11 @@
 //! Every test brings up a lab of its own; nothing of the host is touched. Logs of daemons lie in
 //! `target/lab/<test>`.
 
+mod addresses;
 mod bad_input;
+mod claims;
 mod connectivity;
+mod controller;
 mod enforcement;
 mod host_ports;
 mod pmtu;
@@ -25,6 +28,16 @@ fn run(test: &str, body: impl FnOnce() -> Result<()>) {
     if let Err(error) = body() {
         panic!("{error:?}");
     }
+}
+
+/// The same for a test that does to etcd what an operator does with `etcdctl`.
+#[expect(clippy::print_stdout, reason = "where the tally of skipped tests looks")]
+fn run_with_etcdctl(test: &str, body: impl FnOnce() -> Result<()>) {
+    if podway_testkit::lab::find_tool("etcdctl").is_none() {
+        println!("SKIP {test}: needs etcdctl on PATH");
+        return;
+    }
+    run(test, body);
 }
 
 /// A cluster with two pods per node, `a-<n>` in namespace `demo` and `b-<n>` in namespace `ops`.

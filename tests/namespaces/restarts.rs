@@ -14,7 +14,10 @@ use crate::{cluster_with_pods, run, two_nodes};
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Runs `act` while packets flow both ways between the first and the last node, and expects all to arrive.
-fn without_loss(cluster: &mut Cluster, act: impl FnOnce(&mut Cluster) -> Result<()>) -> Result<()> {
+pub(crate) fn without_loss(
+    cluster: &mut Cluster,
+    act: impl FnOnce(&mut Cluster) -> Result<()>,
+) -> Result<()> {
     let last = cluster.lab.nodes.len() - 1;
     let mut flows = vec![];
     for (from, to) in [(0, last), (last, 0)] {
@@ -62,7 +65,7 @@ fn kill_and_return(test: &str, options: ClusterOptions) {
     });
 }
 
-fn connected(cluster: &Cluster) -> Result<()> {
+pub(crate) fn connected(cluster: &Cluster) -> Result<()> {
     wait_until_ok("pods reach each other", PATIENCE, || {
         let differences = cluster.pods_to_pods(&[Kind::Icmp])?.differences();
         ensure!(differences.is_empty(), "{}", differences.join("\n"));

@@ -1,6 +1,10 @@
 //! What an ADD and a DEL cost in system calls and netlink round trips. Not timed: counts do not depend on how busy the
 //! machine is. A count that grows needs a reason, and then a new limit here.
 
+use std::os::unix::net::UnixListener;
+
+use podway_model::names;
+use podway_model::socket::{PolicyReply, PolicyRequest, read_message, write_message};
 use podway_testkit::pod::Sandbox;
 
 use crate::host::{Call, Families, Host};
@@ -54,6 +58,32 @@ fn add_and_del_cost_no_more_than_they_did() {
     {
         assert!(!calls.contains(&call) && !more.contains(&call), "{name}");
     }
+}
+
+#[test]
+fn an_add_that_waits_for_an_agent_costs_no_more_than_it_did() {
+    let test = "an_add_that_waits_for_an_agent_costs_no_more_than_it_did";
+    let Some(host) = Host::new(test, Families::V4) else { return };
+    let (other, pod) = (host.sandbox("other"), host.sandbox("p"));
+    host.add(&other);
+    host.edit_node_file(|file| file["policy"] = "required".into());
+    host.place.run("nft", &["add", "table", "inet", names::POLICY_TABLE]).unwrap();
+    let agent = host.place.enter(|| UnixListener::bind(names::POLICY_SOCKET)).unwrap().unwrap();
+    // An agent that knows every pod at once. It ends with the test's process.
+    std::thread::spawn(move || {
+        for stream in agent.incoming() {
+            let mut stream = stream.unwrap();
+            while let Ok(Some(PolicyRequest::Announce { .. })) = read_message(&mut stream) {
+                write_message(&mut stream, &PolicyReply::Programmed { pod_known: true }).unwrap();
+            }
+        }
+    });
+    let (add, calls) = cheapest(&host, &pod, "ADD", || (), || host.del(&pod));
+    println!("ADD {add:?}");
+    // One question to the agent, which is sent as a message too, and no message more to the kernel.
+    assert!(add.calls <= 152 && add.sent <= 10, "ADD: {add:?}");
+    assert_eq!(calls.iter().filter(|call| **call == libc::SYS_connect).count(), 4, "the agent is asked once");
+    assert!(!calls.contains(&libc::SYS_clock_nanosleep), "nobody waits without being told");
 }
 
 #[test]

@@ -12,36 +12,36 @@ use crate::node::{self, NETWORK, Node, Pod, on_a_node};
 
 /// The version of the real plugins whose behaviour we keep.
 const VERSION: &str = "1.9.1";
-const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+pub(crate) const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
 /// Where set-up has put the real plugins.
-fn real_plugins() -> Option<PathBuf> {
+pub(crate) fn real_plugins() -> Option<PathBuf> {
     let given = std::env::var_os("PODWAY_CNI_PLUGINS").map(PathBuf::from);
     let cache = || {
         let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
         let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))?;
         Some(cache.join("podway").join(format!("cni-plugins-{VERSION}")))
     };
-    given.or_else(cache).filter(|folder| folder.join("host-local").is_file())
+    given.or_else(cache).filter(|folder| folder.join("bridge").is_file())
 }
 
 /// Runs a test on a node that has ours under each name, and the real ones as `real-<name>`; or says why not.
-fn beside_the_real_ones(test: &str, run: impl FnOnce(&Node)) {
+pub(crate) fn beside_the_real_ones(test: &str, run: impl FnOnce(&Node)) {
     let Some(folder) = real_plugins() else {
         println!("SKIP {test}: no containernetworking plugins {VERSION} (PODWAY_CNI_PLUGINS)");
         return;
     };
     on_a_node(test, |node| {
         install(node);
-        for name in ["host-local", "loopback", "bandwidth", "portmap"] {
+        for name in ["host-local", "loopback", "bandwidth", "portmap", "ptp"] {
             node.install_file(&format!("real-{name}"), &folder.join(name));
         }
         run(node);
     });
 }
 
-fn install(node: &Node) {
-    for name in ["host-local", "loopback", "bandwidth", "portmap"] {
+pub(crate) fn install(node: &Node) {
+    for name in podway_model::names::OTHER_PLUGINS {
         node.install(name);
     }
 }
@@ -59,7 +59,7 @@ fn attachment(container: &str) -> Attachment {
 }
 
 /// An answer without what may differ: the words of an error, and whether an empty `dns` is written.
-fn answer(outcome: &RawOutcome) -> Result<Value, ()> {
+pub(crate) fn answer(outcome: &RawOutcome) -> Result<Value, ()> {
     if outcome.code != Some(0) {
         let error: Value = serde_json::from_str(&outcome.stdout).expect("an error is one JSON text");
         assert!(error["code"].is_u64() && error["msg"].is_string(), "{error}");
@@ -335,13 +335,32 @@ fn loopback_answers_as_the_real_one() {
     });
 }
 
-/// What traffic control there is on a device, and where its filters lead.
-fn rates_of(node: &Node, device: &str) -> String {
+/// What traffic control there is on a device, and where its filters lead. Numbers that the kernel gives as it comes to
+/// it (handles, preferences, references) are left out: they depend on what else it has at hand, and on when.
+fn rates_of(node: &Node, device: &str) -> Vec<String> {
+    const NUMBERED: [&str; 8] = ["refcnt", "pref", "fh", "ht", "key", "bkt", "index", "order"];
     let ifb = node.sh("ip -br link | grep -o '^bwp[0-9a-f]*' || true");
     let of = |device: &str| {
         node.sh(&format!("tc -d qdisc show dev {device}; tc filter show dev {device} ingress"))
     };
-    format!("{}{}", of(device), if ifb.is_empty() { String::new() } else { of(ifb.trim()) })
+    let all = format!("{}{}", of(device), if ifb.is_empty() { String::new() } else { of(ifb.trim()) });
+    // Theirs asks for the redirection twice; the first one takes the packet.
+    let once = all.split("\n\n").filter(|part| !part.contains("action order 2"));
+    let plain = |line: &str| {
+        let mut words = Vec::new();
+        let mut rest = line.split_whitespace();
+        while let Some(word) = rest.next() {
+            if NUMBERED.contains(&word) {
+                rest.next();
+            } else {
+                words.push(word);
+            }
+        }
+        words.join(" ")
+    };
+    let lines: Vec<String> = once.flat_map(str::lines).map(plain).collect();
+    // The line of references and bindings.
+    lines.into_iter().filter(|line| !line.is_empty() && !line.starts_with("ref ")).collect()
 }
 
 fn with_rates(sandbox: &Sandbox, node: &Node, rates: &Value) -> (Value, String) {
@@ -362,29 +381,30 @@ fn bandwidth_limits_as_the_real_one() {
             let (input, host) = with_rates(&sandbox, node, &rates);
             let mut seen = Vec::new();
             for (plugin, other) in [("bandwidth", "real-bandwidth"), ("real-bandwidth", "bandwidth")] {
-                let mut result = answer(&node.call(plugin, "ADD", &sandbox.attachment, &input)).unwrap();
+                let added = node.call(plugin, "ADD", &sandbox.attachment, &input);
+                let mut result = answer(&added).unwrap_or_else(|()| panic!("{plugin}: {}", added.stdout));
                 let mut check = input.clone();
                 check["prevResult"] = result.clone();
                 if let Some(ifb) = result["interfaces"].as_array_mut().unwrap().get_mut(2) {
                     ifb.as_object_mut().unwrap().remove("mac").unwrap();
                 }
                 let listed = rates_of(node, &host);
-                // Theirs asks for the redirection twice; the first one takes the packet.
-                let once = listed.split("\n\n").filter(|part| !part.contains("action order 2"));
-                let listed = once.collect::<Vec<_>>().join("\n");
-                // The kernel numbers redirections as they come.
-                let listed: Vec<_> = listed.lines().filter(|line| !line.starts_with("\tindex ")).collect();
-                let listed = listed.join("\n");
                 for plugin in [plugin, other] {
                     let checked = node.call(plugin, "CHECK", &sandbox.attachment, &check);
-                    assert_eq!(checked.code, Some(0), "{plugin}: {}\n{listed}", checked.stdout);
+                    assert_eq!(checked.code, Some(0), "{plugin}: {}\n{listed:?}", checked.stdout);
                 }
                 seen.push((result, listed));
-                assert_eq!(node.call(other, "DEL", &sandbox.attachment, &check).code, Some(0));
-                assert!(!node.sh("ip -br link").contains("bwp"));
+                let ended = node.call(other, "DEL", &sandbox.attachment, &check);
+                assert_eq!(ended.code, Some(0), "{other}: {}", ended.stdout);
+                assert!(!node.sh("ip -br link").contains("bwp"), "{other}");
                 node.sh(&format!("tc qdisc del dev {host} root 2>/dev/null; tc qdisc del dev {host} ingress 2>/dev/null; true"));
             }
             assert_eq!(seen[0], seen[1], "{rates}");
+            // What is compared is there to be compared.
+            let listed = seen[0].1.join("\n");
+            for (key, part) in [("egress", "Redirect to device bwp"), ("ingress", "tbf 1: root rate ")] {
+                assert_eq!(listed.contains(part), rates.to_string().contains(key), "{rates}: {listed}");
+            }
         }
     });
 }
@@ -439,6 +459,35 @@ fn bandwidth_does_what_the_real_one_leaves_undone() {
         assert_eq!(devices(), "1");
         gc(NETWORK, json!([]));
         assert_eq!(devices(), "0");
+    });
+}
+
+#[test]
+fn bandwidth_gc_takes_devices_of_the_real_one_that_limit_nobody() {
+    beside_the_real_ones("bandwidth_gc_takes_devices_of_the_real_one_that_limit_nobody", |node| {
+        let sandbox = node.sandbox("p", json!({}));
+        let own = &sandbox.attachment;
+        let (input, _) =
+            with_rates(&sandbox, node, &json!({"egressRate": 16_000_000, "egressBurst": 1_600_000}));
+        assert_eq!(node.call("real-bandwidth", "ADD", own, &input).code, Some(0));
+        // Neither a device that limits somebody, nor one that only looks like one of theirs.
+        node.sh("ip link add bwp-lan type ifb && ip link add bwp0123456789zz type ifb 2>/dev/null || true");
+        let gc = || {
+            let input = json!({
+                "cniVersion": "1.1.0", "name": NETWORK, "type": "bandwidth", "cni.dev/valid-attachments": []
+            });
+            assert_eq!(node.call("bandwidth", "GC", own, &input).code, Some(0));
+            node.sh("ip -br link | grep -o '^bwp[0-9a-z-]*' | sort")
+                .split_whitespace()
+                .map(str::len)
+                .collect::<Vec<_>>()
+        };
+        let with_theirs = gc();
+        assert!(with_theirs.contains(&15), "{with_theirs:?}");
+        // Its container ends without a DEL of this plugin.
+        node.del(own);
+        let without = gc();
+        assert_eq!(without.len() + 1, with_theirs.len(), "{without:?}");
     });
 }
 
@@ -529,9 +578,30 @@ fn portmap_does_what_the_real_one_leaves_undone() {
         );
         let banana = json!([{"hostPort": 1, "containerPort": 1, "hostIP": "banana"}]);
         assert!(add(&other, &with_ports(&late, &banana)).stdout.contains("hostIP: \\\"banana\\\" found"));
-        let mut conditions = input.clone();
-        conditions["conditionsV4"] = json!(["ip", "saddr", "10.0.0.0/8"]);
-        assert!(add(&other, &conditions).stdout.contains("\"code\":2"));
+        // Conditions: those that mean the same in a rule of ours hold, others are refused by name.
+        let mut from_nobody = with_ports(&late, &json!([mapping("tcp", 8095)]));
+        for (words, open) in [
+            (json!(["-s", "192.0.2.0/24"]), false),
+            (json!(["ip", "saddr", "!=", "192.0.2.0/24"]), true),
+            (json!(["!", "-i", "nosuch0"]), true),
+        ] {
+            from_nobody["conditionsV4"] = words.clone();
+            assert_eq!(add(&other, &from_nobody).code, Some(0), "{words}");
+            assert_eq!(node.call("portmap", "CHECK", &other, &from_nobody).code, Some(0), "{words}");
+            let reached = node::answer(node.other.net(), node.addresses[0], Kind::Tcp(8095)).is_some();
+            assert_eq!(reached, open, "{words}");
+        }
+        for (key, words, part) in [
+            ("conditionsV4", json!(["-m", "set"]), "conditionsV4: \\\"-m\\\" is not supported"),
+            ("conditionsV6", json!(["-s", "10.0.0.0/8"]), "-s 10.0.0.0/8"),
+            ("conditionsV4", json!("-s"), "a list of words is expected"),
+            ("externalSetMarkChain", json!("MARK"), "names a chain of iptables"),
+        ] {
+            let mut refused = input.clone();
+            refused[key] = words;
+            let said = add(&other, &refused).stdout;
+            assert!(said.contains("\"code\":2") && said.contains(part), "{said}");
+        }
         // Everybody masqueraded, where that is asked for.
         let mut all = with_ports(&late, &json!([mapping("tcp", 8090)]));
         let seen = || node::answer(node.other.net(), node.addresses[0], Kind::Tcp(8090)).unwrap().1;

@@ -12,6 +12,7 @@
 //! | [`nft`] | nftables transport |
 //! | [`tc`] | traffic control: token buckets, redirection |
 //! | [`tcp`] | socket options of BGP connections: signatures, TTL, class |
+//! | [`wireguard`] | key, port and peers of WireGuard devices |
 //!
 //! Nothing here logs, and nothing here decides: callers say what they want and get a typed error that names
 //! what was attempted. All `unsafe` of the workspace is in this crate, each block with its reason.
@@ -19,6 +20,7 @@
 //! A netlink socket belongs to the network namespace in which it was opened, for ever: open it with
 //! [`ns::in_netns`] and use it from anywhere.
 
+mod attributes;
 pub mod conntrack;
 mod error;
 pub mod facts;
@@ -31,6 +33,7 @@ pub mod rtnl;
 pub mod sysctl;
 pub mod tc;
 pub mod tcp;
+pub mod wireguard;
 
 pub use error::{Errno, KernelError, MissingIsFine};
 pub use netlink::refusals;

@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{Asn, InstanceId, MacAddr, Mtu, NodeName, ObjectName, Vni};
+use crate::ids::{Asn, InstanceId, MacAddr, Mtu, NodeName, ObjectName, Vni, WireguardKey};
 use crate::k8s::LabelSelector;
 use crate::{SCHEMA, accepts_schema};
 
@@ -66,6 +66,10 @@ pub struct ClusterConfig {
     pub underlay_mtu: Option<Mtu>,
     /// VXLAN settings.
     pub vxlan: VxlanConfig,
+    /// IPIP settings.
+    pub ipip: IpipConfig,
+    /// WireGuard settings.
+    pub wireguard: WireguardConfig,
     /// BGP settings.
     pub bgp: BgpConfig,
     /// Masquerade of pods that leave the cluster.
@@ -106,6 +110,10 @@ pub enum Backend {
     /// VXLAN tunnels; works over any IP underlay.
     #[default]
     Vxlan,
+    /// IPIP tunnels: IPv4 pods over an IPv4 underlay.
+    Ipip,
+    /// WireGuard tunnels: encrypted, over any IP underlay.
+    Wireguard,
     /// Routes learnt by BGP.
     Bgp,
 }
@@ -115,8 +123,68 @@ impl std::fmt::Display for Backend {
         f.write_str(match self {
             Self::HostGw => "host-gw",
             Self::Vxlan => "vxlan",
+            Self::Ipip => "ipip",
+            Self::Wireguard => "wireguard",
             Self::Bgp => "bgp",
         })
+    }
+}
+
+/// What packets to pods are wrapped in on their way to another node. Of a pool; the backend says it for pools that
+/// do not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Encapsulation {
+    /// Nothing: the other node is on one of this node's links.
+    None,
+    /// IPIP. IPv4 pools only.
+    Ipip,
+    /// Nothing towards a node on the same link, IPIP towards others. IPv4 pools only.
+    IpipCrossSubnet,
+    /// VXLAN.
+    Vxlan,
+    /// Nothing towards a node on the same link, VXLAN towards others.
+    VxlanCrossSubnet,
+    /// WireGuard.
+    Wireguard,
+}
+
+impl Encapsulation {
+    /// All of them, with their names.
+    pub const ALL: [(&'static str, Self); 6] = [
+        ("none", Self::None),
+        ("ipip", Self::Ipip),
+        ("ipipCrossSubnet", Self::IpipCrossSubnet),
+        ("vxlan", Self::Vxlan),
+        ("vxlanCrossSubnet", Self::VxlanCrossSubnet),
+        ("wireguard", Self::Wireguard),
+    ];
+
+    /// Whether it carries packets of that family.
+    pub fn carries(self, cidr: &IpNet) -> bool {
+        cidr.addr().is_ipv4() || !matches!(self, Self::Ipip | Self::IpipCrossSubnet)
+    }
+}
+
+impl std::fmt::Display for Encapsulation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(Self::ALL.iter().find(|(_, one)| one == self).map_or("", |(name, _)| name))
+    }
+}
+
+impl ClusterConfig {
+    /// The encapsulation of pools that name none.
+    pub fn encapsulation(&self) -> Encapsulation {
+        match self.backend {
+            Backend::HostGw | Backend::Bgp => Encapsulation::None,
+            Backend::Vxlan if self.vxlan.direct_routing => Encapsulation::VxlanCrossSubnet,
+            Backend::Vxlan => Encapsulation::Vxlan,
+            Backend::Ipip => match self.ipip.mode {
+                IpipMode::Always => Encapsulation::Ipip,
+                IpipMode::CrossSubnet => Encapsulation::IpipCrossSubnet,
+            },
+            Backend::Wireguard => Encapsulation::Wireguard,
+        }
     }
 }
 
@@ -135,6 +203,42 @@ pub struct VxlanConfig {
 impl Default for VxlanConfig {
     fn default() -> Self {
         Self { vni: Vni::DEFAULT, port: 8472, direct_routing: false }
+    }
+}
+
+/// IPIP settings.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct IpipConfig {
+    /// Towards whom packets are wrapped.
+    pub mode: IpipMode,
+}
+
+/// Towards whom packets are wrapped in IPIP.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum IpipMode {
+    /// Every node.
+    #[default]
+    Always,
+    /// Nodes that are not on the same link.
+    CrossSubnet,
+}
+
+/// WireGuard settings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct WireguardConfig {
+    /// UDP port on every node.
+    pub port: u16,
+    /// Seconds between signs of life to each peer, which keep a firewall's or a translator's state between nodes;
+    /// 0: none.
+    pub keepalive_seconds: u16,
+}
+
+impl Default for WireguardConfig {
+    fn default() -> Self {
+        Self { port: 51820, keepalive_seconds: 0 }
     }
 }
 
@@ -255,6 +359,9 @@ pub struct Pool {
     /// Whether addresses are handed out without being asked for.
     #[serde(default)]
     pub assignment: Assignment,
+    /// What packets to its pods are wrapped in between nodes; none: as the cluster's backend says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encapsulation: Option<Encapsulation>,
     /// No new blocks and no new leases.
     #[serde(default)]
     pub disabled: bool,
@@ -312,6 +419,9 @@ pub struct NodeRecord {
     /// MAC address of the VTEP, where the node has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vtep_mac: Option<MacAddr>,
+    /// Public key of its WireGuard device, where its kernel has WireGuard.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wireguard_key: Option<WireguardKey>,
     /// Version of Podway, for people.
     pub version: String,
 }

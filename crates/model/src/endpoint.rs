@@ -38,6 +38,9 @@ pub struct EndpointRecord {
     /// Ports of the node that lead to this pod.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub host_ports: Vec<HostPort>,
+    /// The address plugin that gave the addresses, where it is another one than ours: then there is no lease.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipam: Option<String>,
     /// The pod's network namespace as the runtime named it: for people, never a criterion.
     pub netns: String,
 }

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
 
 /// Text that is not what a field wants: the value and what was expected.
@@ -279,6 +281,42 @@ impl From<MacAddr> for String {
     }
 }
 
+/// A public key of WireGuard, written as `wg` writes it: base64.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct WireguardKey(pub [u8; 32]);
+
+impl fmt::Display for WireguardKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&BASE64.encode(self.0))
+    }
+}
+impl fmt::Debug for WireguardKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+impl FromStr for WireguardKey {
+    type Err = InvalidId;
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        let bytes = BASE64.decode(text).ok().and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
+        bytes
+            .map(Self)
+            .ok_or_else(|| invalid(text, "a WireGuard key (32 bytes in base64, as `wg` writes it)"))
+    }
+}
+impl TryFrom<String> for WireguardKey {
+    type Error = InvalidId;
+    fn try_from(text: String) -> Result<Self, InvalidId> {
+        text.parse()
+    }
+}
+impl From<WireguardKey> for String {
+    fn from(key: WireguardKey) -> String {
+        key.to_string()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -309,6 +347,16 @@ mod tests {
         assert!(Vni::try_from(0).is_err() && Vni::try_from(1 << 24).is_err());
         assert_eq!(Mtu::ETHERNET.less(50).bytes(), 1450);
         assert_eq!(Mtu::try_from(1300).unwrap().less(50).bytes(), 1280);
+    }
+
+    #[test]
+    fn wireguard_keys_are_written_as_wg_writes_them() {
+        let key = WireguardKey(std::array::from_fn(|i| u8::try_from(i).unwrap()));
+        assert_eq!(key.to_string(), "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=");
+        assert_eq!(key.to_string().parse::<WireguardKey>().unwrap(), key);
+        for bad in ["", "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8", "AAEC", "not a key"] {
+            assert!(bad.parse::<WireguardKey>().is_err(), "{bad}");
+        }
     }
 
     #[test]

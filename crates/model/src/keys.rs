@@ -7,7 +7,7 @@
 //! | `nodes/<node>` | [`crate::cluster::NodeRecord`] | that node |
 //! | `live/<node>` | [`crate::cluster::Liveness`], bound to the node's lease | that node |
 //! | `claims/<node>/<addr>-<len>` | [`crate::cluster::Claim`] | that node |
-//! | `released/<addr>-<len>` | [`crate::cluster::Released`] | operator, controller |
+//! | `released/<addr>-<len>` | [`crate::cluster::Released`]; compared in the transaction that makes or confirms a claim | operator, controller |
 //! | `controller` | [`crate::cluster::Leader`], bound to the holder's lease; [`CONTROLLER`] | controller |
 //! | `usage/<node>` | [`crate::cluster::Usage`] | that node |
 //! | `peers/<name>` | [`crate::cluster::BgpPeer`] | operator |

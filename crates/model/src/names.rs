@@ -9,7 +9,9 @@ use crate::ids::MacAddr;
 /// CNI plugin type, and default network name.
 pub const PLUGIN: &str = "podway";
 /// Names of other plugins, by which the CNI plugin does their jobs: links to it, where no file of that name stands.
-pub const OTHER_PLUGINS: [&str; 4] = ["bandwidth", "host-local", "loopback", "portmap"];
+pub const OTHER_PLUGINS: [&str; 5] = ["bandwidth", "host-local", "loopback", "portmap", "ptp"];
+/// CNI plugin type by which other plugins get addresses of ours.
+pub const IPAM_PLUGIN: &str = "podway-ipam";
 /// Default prefix of every key in etcd.
 pub const ETCD_PREFIX: &str = "/podway/v1/";
 
@@ -19,6 +21,8 @@ pub const RUN_DIR: &str = "/run/podway";
 pub const IPAM_DIR: &str = "/run/podway/ipam";
 /// Endpoint records, below [`RUN_DIR`].
 pub const ENDPOINTS_DIR: &str = "/run/podway/endpoints";
+/// Attachments whose addresses another plugin gives, below [`RUN_DIR`].
+pub const DELEGATED_DIR: &str = "/run/podway/delegated";
 /// Admin socket of `routed`.
 pub const ROUTED_SOCKET: &str = "/run/podway/routed.sock";
 /// Socket of `policy-agent`: endpoint announcements from the CNI plugin, questions from `podwayctl`.
@@ -29,6 +33,8 @@ pub const STATE_DIR: &str = "/var/lib/podway";
 pub const NODE_FILE: &str = "/var/lib/podway/node.json";
 /// The instance id: one line, made once per installation of a node.
 pub const INSTANCE_FILE: &str = "/var/lib/podway/instance-id";
+/// The private key of this node's WireGuard device: one line of base64, made once.
+pub const WIREGUARD_KEY_FILE: &str = "/var/lib/podway/wireguard.key";
 /// Configuration of both daemons and of `podwayctl`.
 pub const CONFIG_FILE: &str = "/etc/podway/podway.yaml";
 /// The kernel's boot id.
@@ -118,6 +124,17 @@ pub fn bandwidth_ifb_name(network: &str, container_id: &str) -> String {
     hasher.update(network.as_bytes());
     hasher.update(container_id.as_bytes());
     format!("bwp{}", &hex(&hasher.finalize())[..12])
+}
+
+/// The first 16 hex digits of SHA-512, by which upstream's plugins mark what is whose.
+pub fn upstream_hash(text: &str) -> String {
+    hex(&sha2::Sha512::digest(text.as_bytes()))[..16].to_owned()
+}
+
+/// Host side of a container's veth, where the plugin does the job of upstream's `ptp`: `veth` and 8 hex digits, as there,
+/// but the same for every ADD of the attachment.
+pub fn ptp_host_ifname(container_id: &str, ifname: &str) -> String {
+    format!("veth{}", &hex(&digest::<4>(&["ptp", container_id, ifname])))
 }
 
 /// Alias of the host side of a pod's veth: says whose it is.

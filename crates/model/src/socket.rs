@@ -333,6 +333,18 @@ pub enum RoutedRequest {
         /// Its address.
         peer: IpAddr,
     },
+    /// What is wrong with this node's leases, endpoint records and interfaces?
+    IpamCheck {
+        /// Mend what can be mended without harm.
+        mend: bool,
+    },
+    /// End the lease that holds an address of this node.
+    IpamRelease {
+        /// The address.
+        address: IpAddr,
+        /// Also while its pod's interface is there.
+        force: bool,
+    },
 }
 
 /// Answers of `routed`.
@@ -353,11 +365,54 @@ pub enum RoutedReply {
     },
     /// It is done.
     Done,
+    /// What is wrong.
+    IpamFindings {
+        /// This node.
+        node: NodeName,
+        /// One for each.
+        findings: Vec<IpamFinding>,
+    },
+    /// The lease has ended.
+    IpamReleased {
+        /// `CONTAINER/INTERFACE` that held it.
+        holder: String,
+        /// All addresses of the lease.
+        addresses: Vec<IpAddr>,
+    },
+    /// Nobody on this node holds the address.
+    IpamNotHeld {
+        /// This node.
+        node: NodeName,
+    },
     /// It could not be done.
     Failed {
         /// Why, for people.
         reason: String,
     },
+}
+
+/// Something that is wrong with addresses.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct IpamFinding {
+    /// What it is about: an attachment, a block, a node, a store key.
+    pub subject: String,
+    /// What is wrong, in words.
+    pub problem: String,
+    /// What mends it: done by `--mend`, or what else to do.
+    pub remedy: IpamRemedy,
+}
+
+/// What becomes of a finding.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum IpamRemedy {
+    /// It was mended now.
+    Mended,
+    /// Asked to, it is mended.
+    CanBeMended,
+    /// Something that a person has to do, in words.
+    ByHand(String),
 }
 
 /// State of `routed`.

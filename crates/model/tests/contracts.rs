@@ -66,7 +66,7 @@ proptest! {
         let instance_id: podway_model::ids::InstanceId = "6f2c1c1e-0000-4000-8000-0123456789ab".parse().expect("a UUID");
         let pool = Pool {
             cidr, block_size: live.then_some(len), node_selector: k8s::LabelSelector::default(), namespace_selector: None,
-            nat: live, assignment: cluster::Assignment::Manual, disabled: !live,
+            nat: live, assignment: cluster::Assignment::Manual, encapsulation: Some(cluster::Encapsulation::Wireguard), disabled: !live,
         };
         prop_assert_eq!(cluster::decode::<Pool>(&cluster::encode(&pool)).expect("own form"), pool);
         let config = ClusterConfig {
@@ -79,7 +79,8 @@ proptest! {
         prop_assert_eq!(cluster::decode::<ClusterConfig>(&cluster::encode(&config)).expect("own form"), config);
         let record = NodeRecord {
             instance_id: instance_id.clone(), address_v4: Some(v4.into()), address_v6: None, tunnel_v4: None, tunnel_v6: None,
-            labels: [("zone".to_owned(), "a".to_owned())].into(), asn: None, vtep_mac: Some(MacAddr(mac)), version: "0.1.0".into(),
+            labels: [("zone".to_owned(), "a".to_owned())].into(), asn: None, vtep_mac: Some(MacAddr(mac)),
+            wireguard_key: Some(podway_model::ids::WireguardKey([mac[0]; 32])), version: "0.1.0".into(),
         };
         prop_assert_eq!(cluster::decode::<NodeRecord>(&cluster::encode(&record)).expect("own form"), record);
         let liveness = Liveness { instance_id, addresses: vec![IpAddr::from(v4)] };

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use crate::etcd::testing::{Etcd, eventually, with_etcd};
 use crate::fake::FakeServer;
 use crate::file::FileStore;
-use crate::{Change, Event, Expect, Store, Watch, Written, open};
+use crate::{Change, Event, Expect, Guard, Store, Watch, Written, open};
 
 /// A store that can be opened more than once, as by several processes.
 type Opener = dyn Fn() -> Arc<dyn Store>;
@@ -67,6 +67,7 @@ impl Consumer {
 
 async fn all(open: &Opener) {
     conditions(open).await;
+    guards(open).await;
     snapshot_and_changes(open).await;
     one_of_many_creates(open).await;
     many_keys(open).await;
@@ -104,6 +105,31 @@ async fn conditions(open: &Opener) {
     assert!(listing.revision > third);
     assert!(store.delete("nodes/a").await.unwrap() && store.delete("nodes/a-b").await.unwrap());
     assert!(store.delete("claims/a/10.0.0.0-26").await.unwrap());
+}
+
+async fn guards(open: &Opener) {
+    let store = open();
+    let (key, held) = ("claims/a/10.0.0.0-26", "released/10.0.0.0-26");
+    let absent = Guard { key: held.into(), expect: Expect::Absent };
+    let hold = store.put(held, b"held").await.unwrap();
+    let nothing = Written::Refused { found: None };
+    assert_eq!(store.put_guarded(key, b"1", Expect::Absent, &absent).await.unwrap(), nothing);
+    assert_eq!(store.get(key).await.unwrap(), None);
+    let known = |revision| Guard { key: held.into(), expect: Expect::Revision(revision) };
+    assert_eq!(store.put_guarded(key, b"1", Expect::Absent, &known(hold - 1)).await.unwrap(), nothing);
+    let made = store.put_guarded(key, b"1", Expect::Absent, &known(hold)).await.unwrap();
+    let Written::Done { revision } = made else { panic!("{made:?}") };
+    let stands = store.get(key).await.unwrap();
+    let refused = Written::Refused { found: stands.clone() };
+    let mine = Expect::Revision(revision);
+    assert_eq!(store.put_guarded(key, b"2", mine, &absent).await.unwrap(), refused);
+    assert_eq!(store.get(key).await.unwrap(), stands);
+    assert!(store.delete(held).await.unwrap());
+    assert_eq!(store.put_guarded(key, b"2", mine, &known(hold)).await.unwrap(), refused);
+    assert_eq!(store.put_guarded(key, b"2", Expect::Absent, &absent).await.unwrap(), refused);
+    assert!(matches!(store.put_guarded(key, b"2", mine, &absent).await.unwrap(), Written::Done { .. }));
+    assert_eq!(store.get(key).await.unwrap().unwrap().value, b"2");
+    assert!(store.delete(key).await.unwrap());
 }
 
 async fn snapshot_and_changes(open: &Opener) {

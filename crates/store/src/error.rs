@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+/// What every report of a store that is full says, whether a write or a watch found it.
+pub const TAKES_NO_MORE: &str = "takes no more data";
+
 /// Why a call to the store failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
@@ -34,7 +37,7 @@ pub enum StoreError {
         cause: String,
     },
     /// The store takes no more data.
-    #[error("{endpoint}: {key} not written, the store is full: {cause}")]
+    #[error("{endpoint} {TAKES_NO_MORE}, {key} was not written: {cause}")]
     Full {
         /// URL or path.
         endpoint: String,

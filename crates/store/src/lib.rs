@@ -35,7 +35,7 @@ mod retry;
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
-pub use error::StoreError;
+pub use error::{StoreError, TAKES_NO_MORE};
 pub use open::{open, require};
 pub use release::{HOLD_SECONDS, Hold, ReleaseReport, release_block, release_node};
 pub use retry::Backoff;
@@ -100,8 +100,9 @@ pub enum Event {
     },
     /// It can again. Changes that were missed follow.
     Available,
-    /// Parts of the store that cannot be used, each with its place and the reason; their last good state stays in
-    /// force, the rest is up to date. Always the whole list; empty when all is well again.
+    /// Parts of the store that cannot be used, each with its place and the reason, and what keeps it from taking
+    /// writes; the last good state stays in force, the rest is up to date. Always the whole list; empty when all is
+    /// well again.
     Problems {
         /// One line each.
         problems: Vec<String>,
@@ -156,6 +157,25 @@ pub enum Expect {
     Revision(i64),
 }
 
+impl Expect {
+    /// Whether it holds for what stands at the key.
+    pub(crate) fn holds(self, found: Option<&Entry>) -> bool {
+        match self {
+            Self::Absent => found.is_none(),
+            Self::Revision(revision) => found.is_some_and(|entry| entry.mod_revision == revision),
+        }
+    }
+}
+
+/// A second condition of a write, on another key than the one that is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Guard {
+    /// The other key.
+    pub key: String,
+    /// What must hold for it.
+    pub expect: Expect,
+}
+
 /// All that is under a prefix.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listing {
@@ -190,6 +210,16 @@ pub trait Store: Send + Sync + std::fmt::Debug {
 
     /// Writes if `expect` holds.
     async fn put_if(&self, key: &str, value: &[u8], expect: Expect) -> Result<Written, StoreError>;
+
+    /// Writes if `expect` holds and `guard` holds for its key, judged and written at one moment. A refusal says what
+    /// stands at the key that was to be written, which may be what was expected.
+    async fn put_guarded(
+        &self,
+        key: &str,
+        value: &[u8],
+        expect: Expect,
+        guard: &Guard,
+    ) -> Result<Written, StoreError>;
 
     /// Writes if `expect` holds, bound to this process's lease: the key goes when the process has been gone for
     /// the lease's time. The lease is made on first use and kept alive in the background. If it is lost all the

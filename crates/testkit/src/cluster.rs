@@ -34,7 +34,14 @@ impl ClusterOptions {
     /// The documents that make the cluster what it is.
     pub fn documents(&self) -> Vec<Value> {
         let mut all = vec![objects::cluster_config(self.backend, self.reflectors > 0)];
-        all.extend(objects::pools(self.ipv6));
+        let mut pools = objects::pools(self.ipv6);
+        if self.backend == Backend::Ipip
+            && let Some(v6) = pools.get_mut(1)
+        {
+            // IPIP carries no IPv6.
+            v6["spec"]["encapsulation"] = "vxlan".into();
+        }
+        all.extend(pools);
         for index in 0..self.reflectors {
             all.push(objects::podway_document(
                 "Reflector",

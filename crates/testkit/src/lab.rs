@@ -52,6 +52,8 @@ pub struct LabOptions {
     pub store: StoreKind,
     /// Whether etcd runs from the start; if not, [`Lab::start_etcd`] starts it.
     pub start_etcd: bool,
+    /// Further arguments of etcd.
+    pub etcd_args: Vec<String>,
     /// Log level of the daemons.
     pub log_level: String,
 }
@@ -64,6 +66,7 @@ impl LabOptions {
             nodes: 3,
             store: StoreKind::Etcd,
             start_etcd: true,
+            etcd_args: vec![],
             log_level: "info".to_owned(),
         }
     }
@@ -144,6 +147,7 @@ impl Lab {
         command.args(["--initial-advertise-peer-urls", peer, "--initial-cluster", &format!("lab={peer}")]);
         // One member: it elects itself, so it need not wait long; a short election also allows short leases.
         command.args(["--heartbeat-interval", "50", "--election-timeout", "500"]);
+        command.args(&self.options.etcd_args);
         let mut process = Process::start(place, "etcd", command, &self.logs.join("etcd.log"))?;
         let address = (IpAddr::V4(underlay::ROUTER_V4), 2379).into();
         wait_until("etcd is healthy", Duration::from_secs(20), || {
@@ -152,6 +156,12 @@ impl Lab {
         })?;
         self.etcd = Some(process);
         Ok(())
+    }
+
+    /// Runs `etcdctl` in the underlay, as an operator does, and returns what it printed.
+    pub fn etcdctl(&self, args: &[&str]) -> Result<String> {
+        let program = find_tool("etcdctl").context("etcdctl is not installed")?;
+        self.underlay.place.run(&program.display().to_string(), args)
     }
 
     /// Kills etcd, as a crash would. Its data stay.

@@ -59,6 +59,22 @@ pub(crate) fn programs(tools: &Tools) -> Result<()> {
     Ok(())
 }
 
+/// Builds every program of the workspace as it is shipped, without the checks of [`PROFILE`], and says where they
+/// stand. Only what is measured is built twice.
+pub(crate) fn released(tools: &Tools) -> Result<PathBuf> {
+    say("==> building as shipped (minutes the first time)\n");
+    let status = cargo(tools)
+        .args(["build", "--locked", "--release", "--workspace", "--bins"])
+        .status()
+        .context("run cargo build")?;
+    if !status.success() {
+        bail!("cargo build ended with {status}");
+    }
+    // <target>/<triple>/<profile>
+    let own = bin_dir()?;
+    Ok(own.parent().context("programs stand below a triple")?.join("release"))
+}
+
 /// A test program that was built.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TestProgram {

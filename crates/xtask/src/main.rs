@@ -6,6 +6,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`tools`] | finds programs; unpacks Debian packages of the missing ones into a cache |
+//! | [`foreign`] | gets what others made and ours is tried with: CNI plugins, container runtimes |
 //! | [`build`] | calls cargo, one profile for everything |
 //! | [`demo`] | `cargo xtask demo` |
 //! | [`test`] | `cargo xtask test`: layers, their minutes, the closing tally |
@@ -18,10 +19,12 @@
 //! | [`skips`] | reasons for which a test may be skipped |
 //! | [`tally`] | counts what test runners print |
 
+mod bench;
 mod build;
 mod cpio;
 mod demo;
 mod demos;
+mod foreign;
 mod fuzz;
 mod matrix;
 mod skips;
@@ -44,12 +47,16 @@ Commands:
                    (`cargo xtask demo --help` lists the demo's own options)
   test             set up, build, and run the tests: crates, namespaces, one demo
   test --quick     what needs neither root nor packages
-  test --full      everything that CI runs: every demo, and another kernel under emulation
-  test LAYER..     some layers of --full: crates, suites, demos, vm
-  matrix [GROUP..] every combination and long runs (demos, suites, seeds): hours; writes
+  test --full      everything that CI runs: real container runtimes, every demo, another kernel under
+                   emulation
+  test LAYER..     some layers of --full: crates, suites, interop, demos, vm
+  matrix [GROUP..] every combination and long runs (demos, bgp, suites, seeds): hours; writes
                    tests/matrix/table.md
+  bench bgp|cni|routes  figures beside other implementations, in one run
+                   (`cargo xtask bench bgp --help` lists its options)
   fuzz [TARGET]    run the coverage-guided fuzzer (`cargo xtask fuzz --help` lists its options)
   tools            only the set-up: say what is there and get what is missing
+  tools --runtimes the same, and the container runtimes of the layer interop
   tools --env      the same, then the environment as a shell reads it
   help             this text
 
@@ -62,8 +69,9 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match arguments.first().map(String::as_str) {
         Some("demo") => demo::run(&arguments[1..]),
+        Some("bench") => bench::run(&arguments[1..]),
         Some("fuzz") => fuzz::run(&arguments[1..]),
-        // `demo` and `fuzz` have options, and so a help, of their own.
+        // `demo`, `bench` and `fuzz` have options, and so a help, of their own.
         Some("test" | "matrix" | "tools")
             if arguments[1..].iter().any(|argument| argument == "--help" || argument == "-h") =>
         {
@@ -82,6 +90,14 @@ fn main() -> ExitCode {
             tools.print_environment();
             ExitCode::SUCCESS
         }),
+        Some("tools") if arguments[1..] == ["--runtimes"] => {
+            tools::Tools::prepare(&tools::ALL).map(|tools| {
+                tools.prepare_cni_plugins();
+                tools.prepare_runtimes();
+                tools.print_table();
+                ExitCode::SUCCESS
+            })
+        }
         None | Some("help" | "--help" | "-h") => {
             say(HELP);
             return ExitCode::SUCCESS;

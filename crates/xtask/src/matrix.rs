@@ -42,7 +42,7 @@ struct Row {
 
 /// Runs the groups that are named, or all of them. The table is written anew behind each, with those that ran.
 pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
-    const GROUPS: [&str; 3] = ["demos", "suites", "seeds"];
+    const GROUPS: [&str; 4] = ["demos", "bgp", "suites", "seeds"];
     if let Some(unknown) = arguments.iter().find(|name| !GROUPS.contains(&name.as_str())) {
         bail!("{unknown:?} found, nothing or some of {} expected", GROUPS.join(", "));
     }
@@ -59,6 +59,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<ExitCode> {
     for group in GROUPS.into_iter().filter(|group| wanted(group)) {
         match group {
             "demos" => demos(&tools, &mut rows)?,
+            "bgp" => bgp(&tools, &programs, &mut rows)?,
             "suites" => suites(&tools, &programs, &mut rows)?,
             _ => seeds(&tools, &programs, &mut rows)?,
         }
@@ -147,9 +148,45 @@ fn strings(value: &Value, key: &str) -> Vec<String> {
     }
 }
 
+/// BGP with others: a row for each pair of speakers and role, with its scenarios as figures.
+fn bgp(tools: &Tools, programs: &[TestProgram], rows: &mut Vec<Row>) -> Result<()> {
+    say("==> bgp\n");
+    let interop =
+        |program: &&TestProgram| program.package == test::SUITES_PACKAGE && program.name == "interop";
+    for program in programs.iter().filter(interop) {
+        let began = Instant::now();
+        let mut cells = vec![];
+        let ended = watched("matrix-bgp", program.command(tools), 0, |line| {
+            cells.extend(cell(line));
+            false
+        })?;
+        let titles: std::collections::BTreeSet<String> =
+            cells.iter().map(|(title, _, _)| title.clone()).collect();
+        let figures = format!("{} pairs and roles, {} cells", titles.len(), cells.len());
+        let (held, seconds) = (ended.status.success() && !cells.is_empty(), seconds(began.elapsed()));
+        rows.push(told(Row { group: "bgp", scenario: "all".to_owned(), held, seconds, figures }));
+        for title in titles {
+            let of: Vec<&(String, String, String)> = cells.iter().filter(|(of, _, _)| *of == title).collect();
+            let held = of.iter().all(|(_, _, result)| result != "FAILED");
+            let figures = of.iter().map(|(_, scenario, result)| format!("{scenario} {result}"));
+            let figures = figures.collect::<Vec<_>>().join("; ");
+            rows.push(told(Row { group: "bgp", scenario: title, held, seconds: 0, figures }));
+        }
+    }
+    Ok(())
+}
+
+/// `CELL | podway with bird as mesh | v4 | ok |`: who, what, result.
+fn cell(line: &str) -> Option<(String, String, String)> {
+    let rest = line.trim_start().strip_prefix("CELL | ")?.trim_end().strip_suffix(" |")?;
+    let mut parts = rest.splitn(3, " | ").map(str::to_owned);
+    Some((parts.next()?, parts.next()?, parts.next()?))
+}
+
 /// The suites of the gate, again and again.
 fn suites(tools: &Tools, programs: &[TestProgram], rows: &mut Vec<Row>) -> Result<()> {
     say("==> suites\n");
+    tools.prepare_runtimes();
     for program in programs.iter().filter(|program| program.package == test::SUITES_PACKAGE) {
         let began = Instant::now();
         let mut tally = Tally::default();
@@ -294,6 +331,13 @@ mod tests {
         ]});
         assert_eq!(figures(&report), "2 packets lost, policy in force after 11 ms, ADD 4.2 ms");
         assert_eq!(figures(&Value::Null), "");
+    }
+
+    #[test]
+    fn a_cell_has_who_what_and_result() {
+        let read = cell("CELL | podway with bird as mesh | v4 | empty: why |").unwrap();
+        assert_eq!(read, ("podway with bird as mesh".into(), "v4".into(), "empty: why".into()));
+        assert_eq!(cell("test bird ... ok"), None);
     }
 
     #[test]

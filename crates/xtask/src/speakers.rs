@@ -1,8 +1,6 @@
 //! BGP speakers of others, against which ours is tested: FRR, OpenBGPD and ExaBGP, each in a folder of its own, since
 //! two of them bring a program `bgpd`. BIRD and GoBGP are among the ordinary tools.
 
-use std::ffi::OsString;
-
 use crate::complain;
 use crate::tools::Tools;
 
@@ -17,10 +15,5 @@ impl Tools {
                 complain(&format!("    {package}: {error:#}\n"));
             }
         }
-    }
-
-    /// Where their folders stand.
-    pub(crate) fn speakers_environment(&self) -> (&'static str, OsString) {
-        ("PODWAY_BGP_SPEAKERS", self.apart().into())
     }
 }

@@ -19,6 +19,8 @@ const LAST_START: Duration = Duration::from_secs(80 * 60);
 pub(crate) const SUITES_PACKAGE: &str = "podway-tests";
 /// The one of its suites that needs neither root nor programs.
 const ARCHITECTURE: &str = "architecture";
+/// Those that need container runtimes and BGP speakers of somebody else.
+const WITH_OTHERS: [&str; 2] = ["runtimes", "interop"];
 
 /// Crates that build without the protobuf compiler.
 const WITHOUT_PROTOC: [&str; 10] = [
@@ -66,14 +68,25 @@ const QUICK: Layer = Layer {
     name: "crates (quick)",
     run: |run| run.programs_of(|p| p.package != SUITES_PACKAGE || p.name == ARCHITECTURE),
 };
-const SUITES: Layer = Layer { name: "suites", run: |run| run.programs_of(|p| p.package == SUITES_PACKAGE) };
+const SUITES: Layer = Layer {
+    name: "suites",
+    run: |run| run.programs_of(|p| p.package == SUITES_PACKAGE && !WITH_OTHERS.contains(&p.name.as_str())),
+};
+const INTEROP: Layer = Layer {
+    name: "interop",
+    run: |run| {
+        run.tools.prepare_runtimes();
+        run.tools.prepare_speakers();
+        run.programs_of(|p| p.package == SUITES_PACKAGE && WITH_OTHERS.contains(&p.name.as_str()))
+    },
+};
 const DEMO: Layer = Layer { name: "demo", run: |run| demos::one(&run.tools, &mut run.tally) };
 const DEMOS: Layer = Layer { name: "demos", run: |run| demos::all(&run.tools, &mut run.tally) };
 
 const VM: Layer = Layer { name: "vm", run: |run| vm::layer(&run.tools, &run.programs, &mut run.tally) };
 
 /// What CI runs, in order.
-const FULL: [Layer; 4] = [CRATES, SUITES, DEMOS, VM];
+const FULL: [Layer; 5] = [CRATES, SUITES, INTEROP, DEMOS, VM];
 
 /// Runs the layers that the options ask for.
 pub(crate) fn run(options: &[String]) -> Result<ExitCode> {
@@ -145,7 +158,6 @@ fn prepare(extent: Extent) -> Result<Run> {
     if extent != Extent::Quick {
         let tools = Tools::prepare(&tools::ALL)?;
         tools.prepare_cni_plugins();
-        tools.prepare_speakers();
         build::programs(&tools)?;
         let programs = build::tests(&tools, &["--workspace"])?;
         return Ok(Run { tools, programs, tally });

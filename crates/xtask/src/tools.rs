@@ -42,13 +42,14 @@ pub(crate) const PROTOC_INCLUDE: Need = need(
 );
 
 /// Everything that build, demo and tests use.
-pub(crate) const ALL: [Need; 12] = [
+pub(crate) const ALL: [Need; 13] = [
     PROTOC,
     PROTOC_INCLUDE,
     need("ip", "iproute2", true, "looking at links and routes from outside our own code"),
     need("nft", "nftables", true, "listing nftables rules from outside our own code"),
     need("nsenter", "util-linux", true, "stepping into a node or a pod"),
     need("etcd", "etcd-server", false, "the cluster store; without it the demo runs on the file store"),
+    need("etcdctl", "etcd-client", false, "tests of the example roles for etcd, which are made with it"),
     need("ping", "iputils-ping", false, "looking into a lab that was kept"),
     need("tcpdump", "tcpdump", false, "looking into a lab that was kept"),
     need("bird", "bird2", false, "BGP tests against another implementation"),
@@ -56,13 +57,6 @@ pub(crate) const ALL: [Need; 12] = [
     need("gobgpd", "gobgpd", false, "BGP tests against another implementation"),
     need("gobgp", "gobgpd", false, "BGP tests against another implementation"),
 ];
-
-/// CNI plugins of somebody else, with which ours is compared: a Go module, built into the cache.
-const CNI_PLUGINS: &str = "github.com/containernetworking/plugins/plugins";
-/// Their version: the one whose keys, results and files we keep.
-const CNI_PLUGINS_VERSION: &str = "1.9.1";
-/// Those that tests use.
-const CNI_PLUGINS_USED: [&str; 4] = ["ipam/host-local", "main/loopback", "meta/bandwidth", "meta/portmap"];
 
 /// The programs that were found, and where.
 #[derive(Debug)]
@@ -136,39 +130,9 @@ impl Tools {
         self.found.iter().find(|(need, _)| need.program == program)?.1.as_deref()
     }
 
-    /// Builds the CNI plugins of somebody else, unless they are there. Without Go or network the tests that use them
-    /// are skipped.
-    pub(crate) fn prepare_cni_plugins(&self) {
-        let Ok(folder) = Self::cni_plugins() else { return };
-        let name = |plugin: &str| plugin.rsplit('/').next().map(str::to_owned).unwrap_or_default();
-        if CNI_PLUGINS_USED.iter().all(|plugin| folder.join(name(plugin)).is_file()) {
-            return;
-        }
-        complain(&format!("==> building containernetworking plugins {CNI_PLUGINS_VERSION}\n"));
-        let packages =
-            CNI_PLUGINS_USED.map(|plugin| format!("{CNI_PLUGINS}/{plugin}@v{CNI_PLUGINS_VERSION}"));
-        let built = Command::new("go")
-            .arg("install")
-            .args(packages)
-            .env("GOBIN", &folder)
-            .env("CGO_ENABLED", "0")
-            .envs(self.environment())
-            .output();
-        match built {
-            Ok(output) if output.status.success() => {}
-            Ok(output) => complain(&format!("    {}\n", String::from_utf8_lossy(&output.stderr).trim())),
-            Err(error) => complain(&format!("    go: {error}\n")),
-        }
-    }
-
     /// Folder of the packages that have a folder of their own.
     pub(crate) fn apart(&self) -> PathBuf {
         self.root.with_extension("apart")
-    }
-
-    /// Where they are built to.
-    fn cni_plugins() -> Result<PathBuf> {
-        Ok(cache_dir()?.join(format!("cni-plugins-{CNI_PLUGINS_VERSION}")))
     }
 
     /// Folders that are searched: the machine's own first, then the cache.
@@ -191,8 +155,8 @@ impl Tools {
         given.into_iter().chain(usual).chain([self.root.join("usr/include")]).collect()
     }
 
-    /// Environment for everything that is run: `PATH`, `LD_LIBRARY_PATH`, `PROTOC`, `PROTOC_INCLUDE` and
-    /// `PODWAY_CNI_PLUGINS`.
+    /// Environment for everything that is run: `PATH`, `LD_LIBRARY_PATH`, `PROTOC`, `PROTOC_INCLUDE`, and where
+    /// others' plugins and runtimes are.
     pub(crate) fn environment(&self) -> Vec<(&'static str, OsString)> {
         let mut environment = vec![];
         if let Ok(path) = std::env::join_paths(self.folders()) {
@@ -211,10 +175,7 @@ impl Tools {
                 environment.push(("LD_LIBRARY_PATH", path));
             }
         }
-        if let Ok(plugins) = Self::cni_plugins() {
-            environment.push(("PODWAY_CNI_PLUGINS", plugins.into()));
-        }
-        environment.push(self.speakers_environment());
+        environment.extend(self.foreign_environment());
         if let Some(protoc) = self.path_of("protoc") {
             environment.push(("PROTOC", protoc.into()));
         }
@@ -264,6 +225,11 @@ impl Tools {
         let own =
             [package.to_owned()].into_iter().chain(beside.iter().map(|name| (*name).to_owned())).chain(meta);
         for name in own {
+            for library in with_libraries(&name)? {
+                if library != name && !needed.contains(&library) {
+                    needed.push(library);
+                }
+            }
             needed.retain(|library| *library != name);
             self.unpack_one(&name, &folder)?;
         }

@@ -23,9 +23,10 @@ use crate::watch::{log_dir, watched};
 
 /// What runs: package, target, and the arguments that choose its tests (none: all). What the table looks like
 /// in text differs from kernel to kernel, since newer ones know flags that older ones do not.
-const PROGRAMS: [(&str, &str, &[&str]); 3] = [
+const PROGRAMS: [(&str, &str, &[&str]); 4] = [
     ("podway-kern", "netns", &[]),
-    ("routed", "routed", &["dataplane::tests::kernel"]),
+    ("podway-kern", "tunnels", &[]),
+    ("routed", "routed", &["dataplane::tests::kernel", "dataplane::tests::packets"]),
     ("policy-agent", "enforcement", &["--skip", "the_table_reads_as_written"]),
 ];
 

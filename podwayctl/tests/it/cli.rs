@@ -150,7 +150,7 @@ fn install_copies_the_plugin_and_then_the_configuration() {
         format!("node install --plugin {plugin} --bin-dir {} --conf-dir {}", bin.display(), conf.display());
     let file = |path: &Path, what: &str| format!("{} {what}\n", path.display());
     let all = |what| {
-        let names = ["podway"].into_iter().chain(podway_model::names::OTHER_PLUGINS);
+        let names = ["podway"].into_iter().chain(podway_model::names::OTHER_PLUGINS).chain(["podway-ipam"]);
         let bin: String = names.map(|name| file(&bin.join(name), what)).collect();
         bin + &file(&conf.join("10-podway.conflist"), what)
     };

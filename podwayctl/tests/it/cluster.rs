@@ -10,7 +10,8 @@ use podway_model::cluster::{Claim, Liveness, NodeRecord, encode};
 use podway_model::config::{FileConfig, StoreConfig};
 use podway_model::ids::InstanceId;
 use podway_model::socket::{
-    BgpPeerStatus, PolicyReply, PolicyRequest, PolicyStatus, RoutedReply, RoutedRequest, RoutedStatus,
+    BgpPeerStatus, IpamFinding, IpamRemedy, PolicyReply, PolicyRequest, PolicyStatus, RoutedReply,
+    RoutedRequest, RoutedStatus,
 };
 
 fn instance() -> InstanceId {
@@ -32,6 +33,7 @@ fn join_two_nodes(place: &Place) {
             labels: Default::default(),
             asn: None,
             vtep_mac: None,
+            wireguard_key: None,
             version: "0.1.0".to_owned(),
         };
         let claim = Claim { instance_id: instance(), pool: "v4".parse().expect("a name"), confirmed: true };
@@ -205,4 +207,110 @@ fn bgp_sessions_come_from_the_socket() {
         "",
     );
     place.run(&format!("bgp routes {socket}")).expect(1, "", "routed: the backend is not bgp");
+}
+
+#[test]
+fn addresses_are_shown_and_what_is_wrong_is_found_and_mended_only_when_told_to() {
+    let place = Place::new();
+    let nowhere = format!("--routed-socket {}", place.path("none.sock").display());
+    place.run("ipam show").expect(0, "no pool: pods get no address\n", "");
+    place.run_with("apply -f -", &pool("{cidr: 10.244.0.0/16}")).expect(0, "pool/v4 created\n", "");
+    join_two_nodes(&place);
+    let put = |key: &str, value: &str| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let store = podway_store::open(&StoreConfig::File(FileConfig { path: place.path("cluster") }));
+        let store = store.expect("a store");
+        runtime.block_on(store.put(key, value.as_bytes())).expect("written");
+    };
+    put("usage/n1", r#"{"schema":1,"blocks":{"10.244.0.0/26":7}}"#);
+    let shown = place.run("ipam show");
+    assert_eq!(
+        shown.out(),
+        "POOL  CIDR           BLOCKS  ADDRESSES  USED  SHARE  STATE\n\
+         v4    10.244.0.0/16  2       128        7     5%     -\n\n\
+         NODE  BLOCK           POOL  ADDRESSES  USED  SHARE  STATE\n\
+         n1    10.244.0.0/26   v4    64         7     10%    -\n\
+         n2    10.244.0.64/26  v4    64         0     0%     -\n",
+        "{}",
+        shown.err()
+    );
+    let json: serde_json::Value = serde_json::from_str(&place.run("ipam show -o json").out()).expect("JSON");
+    assert_eq!((&json["pools"][0]["used"], &json["blocks"][1]["node"]), (&7.into(), &"n2".into()));
+    assert!(place.run("ipam show -o yaml").out().contains("node: n1"));
+    // Without a daemon: the store alone, and that is said.
+    place.run(&format!("ipam check {nowhere}")).expect(
+        0,
+        "nothing leaks, nothing is double\n",
+        "routed does not run here: only the store was looked at",
+    );
+    put(
+        "claims/ghost/10.244.9.0-26",
+        r#"{"schema":1,"instanceId":"00000000-0000-4000-8000-000000000009","pool":"v4","confirmed":true}"#,
+    );
+    put("usage/ghost", r#"{"schema":1,"blocks":{}}"#);
+    let local = IpamFinding {
+        subject: "c1/eth0".to_owned(),
+        problem: "lease of 10.244.0.5, and no interface".to_owned(),
+        remedy: IpamRemedy::CanBeMended,
+    };
+    let socket = place.path("routed.sock");
+    let sockets = format!("--routed-socket {}", socket.display());
+    let _routed = Daemon::start(&socket, move |question: RoutedRequest| {
+        let node = "n1".parse().expect("a name");
+        let released = |holder: &str| RoutedReply::IpamReleased {
+            holder: holder.to_owned(),
+            addresses: vec!["10.244.0.5".parse().expect("an address")],
+        };
+        match question {
+            RoutedRequest::IpamCheck { mend } => {
+                let mut finding = local.clone();
+                if mend {
+                    finding.remedy = IpamRemedy::Mended;
+                }
+                RoutedReply::IpamFindings { node, findings: vec![finding] }
+            }
+            RoutedRequest::IpamRelease { address, force } => match (address.to_string().as_str(), force) {
+                ("10.244.0.5", _) | ("10.244.0.6", true) => released("c1/eth0"),
+                ("10.244.0.6", false) => RoutedReply::Failed { reason: "its pod is there".to_owned() },
+                _ => RoutedReply::IpamNotHeld { node },
+            },
+            other => RoutedReply::Failed { reason: format!("{other:?}") },
+        }
+    });
+    let found = place.run(&format!("ipam check {sockets}"));
+    for line in [
+        "node ghost              nobody knows it, and it holds 10.244.9.0/26",
+        "node ghost              nobody knows it, and its use of addresses is told",
+        "c1/eth0 on node n1  lease of 10.244.0.5, and no interface",
+    ] {
+        let words: Vec<&str> = line.split("  ").map(str::trim).filter(|word| !word.is_empty()).collect();
+        assert!(words.iter().all(|word| found.out().contains(word)), "{}", found.out());
+    }
+    found.expect_code(1, "3 to mend");
+    assert!(place.run("node list").out().contains("ghost"), "looking changes nothing");
+    let mended = place.run(&format!("ipam check --mend {sockets} -o json"));
+    let json: serde_json::Value = serde_json::from_str(&mended.out()).expect("JSON");
+    assert!(json.as_array().expect("a list").iter().all(|finding| finding["remedy"] == "mended"), "{json}");
+    mended.expect_code(0, "");
+    assert!(!place.run("node list").out().contains("ghost"));
+    // Freeing one: here, refused, somewhere else, nowhere.
+    place.run(&format!("ipam release 10.244.0.5 {sockets}")).expect(
+        0,
+        "10.244.0.5 released; c1/eth0 held it\n",
+        "",
+    );
+    place.run(&format!("ipam release 10.244.0.6 {sockets}")).expect(1, "", "its pod is there");
+    place.run(&format!("ipam release 10.244.0.6 --force {sockets}")).expect_code(0, "");
+    place.run(&format!("ipam release 10.244.0.70 {sockets}")).expect(
+        3,
+        "",
+        "nobody on this node (n1) holds 10.244.0.70: it lies in 10.244.0.64/26, a block of node n2; run this there",
+    );
+    place.run(&format!("ipam release 192.0.2.1 {sockets}")).expect(
+        3,
+        "",
+        "nobody on this node (n1) holds 192.0.2.1\n",
+    );
+    place.run(&format!("ipam release 10.244.0.5 {nowhere}")).expect(1, "", "nobody answers");
+    place.run("ipam release banana").expect_code(64, "banana");
 }

@@ -47,7 +47,7 @@ fn every_example_is_accepted() {
         assert_eq!(matches!(store, StoreConfig::File(_)), name == "single-node", "{name}");
         seen.insert(name);
     }
-    let expected = ["bgp", "bgp-reflector", "host-gw", "single-node", "vxlan"];
+    let expected = ["bgp", "bgp-reflector", "host-gw", "ipip", "single-node", "vxlan", "wireguard"];
     assert_eq!(seen.iter().map(String::as_str).collect::<Vec<_>>(), expected);
 }
 
@@ -152,5 +152,35 @@ fn services_start_the_daemons_and_stop_at_bad_input() {
             podway_daemon::EXIT_ALREADY_RUNNING
         );
         assert!(unit.contains(&codes), "{unit}");
+    }
+    let unit = read("systemd/podway-controller.service");
+    assert!(unit.contains("ExecStart=/usr/local/bin/routed controller\n"), "{unit}");
+}
+
+#[test]
+fn the_controller_finds_its_files_and_is_asked_where_it_answers() {
+    let pod = yaml("kubernetes/controller.yaml")["spec"]["template"]["spec"].take();
+    let container = &pod["containers"][0];
+    assert_eq!(container["command"], serde_json::json!(["/bin/routed", "controller"]));
+    let path = container["args"][1].as_str().unwrap();
+    let (folder, file) = path.rsplit_once('/').unwrap();
+    let mounts: Vec<&str> = container["volumeMounts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|mount| mount["mountPath"].as_str().unwrap())
+        .collect();
+    assert!(mounts.contains(&folder) && mounts.contains(&RUN_DIR), "{mounts:?}");
+    let files = &yaml("kubernetes/kustomization.yaml")["configMapGenerator"][0]["files"];
+    assert!(files.as_array().unwrap().iter().any(|listed| listed == file), "{files}");
+    let config = config(&format!("kubernetes/{file}"));
+    let nodes = crate::deploy::config("kubernetes/podway.yaml");
+    assert_eq!(format!("{:?}", config.store), format!("{:?}", nodes.store), "one etcd for all");
+    // In the pod network, so not on loopback.
+    let listen = config.routed.health_listen.unwrap();
+    assert!(listen.ip().is_unspecified());
+    for (probe, path) in [("readinessProbe", "/readyz"), ("livenessProbe", "/healthz")] {
+        assert_eq!(container[probe]["httpGet"]["port"], listen.port());
+        assert_eq!(container[probe]["httpGet"]["path"], path);
     }
 }

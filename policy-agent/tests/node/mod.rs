@@ -88,6 +88,7 @@ impl Node {
             pod: Some(PodRef { namespace: namespace.to_owned(), name: name.to_owned(), uid: None }),
             addresses,
             host_ports: vec![],
+            ipam: None,
             netns: String::new(),
         };
         let path = record_path(&record);

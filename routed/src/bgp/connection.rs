@@ -1,8 +1,8 @@
 //! TCP: listeners, and one task per connection that moves bytes and nothing else.
 //!
 //! Bounds: what a task has read and the speaker has not taken waits in the shared event queue, which makes the task,
-//! and so the peer, wait. What the speaker sends is bounded by the speaker's own window per peer; [`QUEUE`] is far above
-//! it, and a connection that fills it is closed.
+//! and so the peer, wait. What the speaker sends is bounded by the speaker's own window per peer; the queue of [`super::writer`]
+//! is far above it, and a connection that fills it is closed.
 //!
 //! Close: the queue is written out, the write side shut down, and what the peer still sends is read and dropped, so that
 //! its kernel does not answer with a reset that would take our NOTIFICATION with it.
@@ -13,17 +13,17 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use podway_bgp::{ConnId, Event};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::tcp::OwnedReadHalf;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::transport::{self, Carriage, Keys};
+use super::writer::Rest;
 
-/// Messages that may wait for one connection's write side.
-pub(super) const QUEUE: usize = 16 << 10;
 /// Octets read at once.
 const READ: usize = 16 << 10;
 /// Connections that the kernel may hold for us (a whole cluster comes at once).
@@ -70,7 +70,7 @@ pub(super) async fn outgoing(
     remote: SocketAddr,
     local: Option<IpAddr>,
     carriage: Result<Carriage, String>,
-    mut queue: mpsc::Receiver<Bytes>,
+    mut rest: Rest,
     events: mpsc::Sender<Event>,
 ) {
     let attempt = async {
@@ -86,12 +86,13 @@ pub(super) async fn outgoing(
     // Nothing is sent before the connection stands, so anything from the queue is its end.
     let stream = tokio::select! {
         stream = attempt => stream,
-        _ = queue.recv() => return,
+        () = rest.ended() => return,
     };
     match stream {
         Ok(stream) => {
+            let read = begin(stream, &rest);
             if events.send(Event::Connected { conn }).await.is_ok() {
-                run(conn, stream, queue, events).await;
+                run(conn, read, rest, events).await;
             }
         }
         Err(error) => {
@@ -102,59 +103,62 @@ pub(super) async fn outgoing(
     }
 }
 
-/// Runs a connection to its end.
-pub(super) async fn run(
-    conn: ConnId,
-    stream: TcpStream,
-    mut queue: mpsc::Receiver<Bytes>,
-    events: mpsc::Sender<Event>,
-) {
+/// A connection that stands: its write side goes to those who write.
+pub(super) fn begin(stream: TcpStream, rest: &Rest) -> OwnedReadHalf {
     // Small messages must not wait for an acknowledgement. A socket that refuses this is as good as any.
     let _ = stream.set_nodelay(true);
-    let (mut read, mut write) = stream.into_split();
-    let reading = async {
-        let mut buffer = BytesMut::new();
-        loop {
-            buffer.reserve(READ);
-            match read.read_buf(&mut buffer).await {
-                Ok(0) => return "connection closed by the peer".to_owned(),
-                Ok(_) => {
-                    let bytes = buffer.split().freeze();
-                    if events.send(Event::Received { conn, bytes }).await.is_err() {
-                        return "the speaker is gone".to_owned();
-                    }
-                }
-                Err(error) => return format!("connection lost: {error}"),
-            }
-        }
-    };
-    let writing = async {
-        let mut waiting = Vec::new();
-        while queue.recv_many(&mut waiting, 64).await > 0 {
-            let mut sent = 0;
-            for bytes in waiting.drain(..) {
-                write.write_all(&bytes).await?;
-                sent += bytes.len();
-            }
-            // Nobody to tell: the end is near anyway.
-            let _ = events.send(Event::Sent { conn, bytes: sent }).await;
-        }
-        write.shutdown().await
-    };
+    let (read, write) = stream.into_split();
+    rest.connected(write);
+    read
+}
+
+/// Runs a connection to its end.
+pub(super) async fn run(conn: ConnId, mut read: OwnedReadHalf, mut rest: Rest, events: mpsc::Sender<Event>) {
     // Both are dropped together when one ends; a half-written message does not matter on a connection that ends.
     let end = tokio::select! {
-        reason = reading => Some(reason),
-        result = writing => result.err().map(|error| format!("connection lost: {error}")),
+        reason = receive(conn, &read, &events) => Some(reason),
+        result = rest.run(conn, &events) => result.err().map(|error| format!("connection lost: {error}")),
     };
     match end {
         Some(reason) => {
             let _ = events.send(Event::Closed { conn, reason }).await;
         }
-        None => drop(tokio::time::timeout(LINGER, drain(&mut read)).await),
+        None => {
+            // The shell has let go as well: this shuts the write side down.
+            drop(rest);
+            drop(tokio::time::timeout(LINGER, drain(&mut read)).await);
+        }
     }
 }
 
-async fn drain(read: &mut tokio::net::tcp::OwnedReadHalf) {
+/// Hands on what comes in; returns why nothing comes any more. A connection that is silent holds no buffer.
+async fn receive(conn: ConnId, read: &OwnedReadHalf, events: &mpsc::Sender<Event>) -> String {
+    loop {
+        let received = match read.readable().await {
+            Ok(()) => read_now(read),
+            Err(error) => Err(error),
+        };
+        match received {
+            Ok(bytes) if bytes.is_empty() => return "connection closed by the peer".to_owned(),
+            Ok(bytes) => {
+                if events.send(Event::Received { conn, bytes }).await.is_err() {
+                    return "the speaker is gone".to_owned();
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return format!("connection lost: {error}"),
+        }
+    }
+}
+
+/// What is there now, in as much memory as it needs.
+fn read_now(read: &OwnedReadHalf) -> io::Result<Bytes> {
+    let mut buffer = [0; READ];
+    let count = read.try_read(&mut buffer)?;
+    Ok(Bytes::copy_from_slice(&buffer[..count]))
+}
+
+async fn drain(read: &mut OwnedReadHalf) {
     let mut scrap = [0; 4096];
     while matches!(read.read(&mut scrap).await, Ok(n) if n > 0) {}
 }

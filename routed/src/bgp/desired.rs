@@ -221,6 +221,7 @@ mod tests {
             labels: BTreeMap::new(),
             asn: None,
             vtep_mac: None,
+            wireguard_key: None,
             version: "test".to_owned(),
         }
     }

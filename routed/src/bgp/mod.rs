@@ -15,6 +15,7 @@
 //! | `peers.rs` | neighbours outside the cluster |
 //! | `shell.rs` | events in, actions out |
 //! | `connection.rs` | sockets |
+//! | `writer.rs` | what the kernel takes at once, and what waits |
 //! | `transport.rs` | signatures, TTL security, class of service |
 //! | `bfd.rs` | the thread that watches neighbours by BFD |
 //! | `peers_file.rs` | who was up before a restart |
@@ -37,6 +38,7 @@ mod tests;
 mod transport;
 #[cfg(test)]
 mod transport_tests;
+mod writer;
 
 use std::net::IpAddr;
 use std::path::PathBuf;

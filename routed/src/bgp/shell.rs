@@ -5,7 +5,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use podway_bgp::config::{Neighbour, Restarted};
 use podway_bgp::{Action, AfterStop, ConnId, Event, Speaker};
 use tokio::net::TcpStream;
@@ -14,10 +13,11 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::bfd::{Change, Watch, Watched};
-use super::connection::{self, Listeners, QUEUE};
+use super::connection::{self, Listeners};
 use super::desired::Desired;
 use super::peers_file::PeersFile;
 use super::transport::{Carriage, Keys};
+use super::writer::{self, Writer};
 use crate::view::BgpRoutes;
 
 /// Events from all connections that may wait: enough to keep the speaker busy, little enough to bound memory at
@@ -46,6 +46,8 @@ pub(super) enum Wake {
     Listen,
     /// BFD has something to say.
     Bfd(Change),
+    /// The speaker is to be told what was written at once: it may give more.
+    Written,
 }
 
 /// A connection that a listener took, and who is at its other end.
@@ -57,7 +59,9 @@ pub(super) struct Shell {
     began: Instant,
     desired: Desired,
     /// Write sides; dropping one closes its connection.
-    queues: BTreeMap<ConnId, mpsc::Sender<Bytes>>,
+    writers: BTreeMap<ConnId, Writer>,
+    /// Octets that were written at once, of which the speaker is not told yet.
+    written: Vec<(ConnId, usize)>,
     next_incoming: u64,
     tasks: JoinSet<()>,
     events: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
@@ -86,7 +90,8 @@ impl Shell {
         let mut shell = Self {
             speaker,
             began: Instant::now(),
-            queues: BTreeMap::new(),
+            writers: BTreeMap::new(),
+            written: vec![],
             next_incoming: 1,
             tasks: JoinSet::new(),
             events: mpsc::channel(EVENTS),
@@ -130,6 +135,7 @@ impl Shell {
             }
         };
         tokio::select! {
+            () = std::future::ready(()), if !self.written.is_empty() => Wake::Written,
             Some(event) = self.events.1.recv() => Wake::Event(event),
             Some((stream, remote)) = self.accepted.1.recv() => Wake::Accepted(stream, remote),
             Some(change) = next_change(self.watch.as_mut()) => Wake::Bfd(change),
@@ -151,6 +157,11 @@ impl Shell {
             }
             Wake::Accepted(stream, remote) => self.on_accepted(stream, remote),
             Wake::Deadline => self.step(Event::Timer),
+            Wake::Written => {
+                for (conn, bytes) in std::mem::take(&mut self.written) {
+                    self.step(Event::Sent { conn, bytes });
+                }
+            }
             Wake::Listen => self.listen(),
             Wake::Bfd(Change { peer, lost, what }) => {
                 tracing::info!(%peer, "{what}");
@@ -215,7 +226,7 @@ impl Shell {
     /// Ends all sessions and waits until what must be said is said.
     pub(super) async fn stop(mut self, routes: AfterStop) {
         self.step(Event::Stopped { routes });
-        self.queues.clear();
+        self.writers.clear();
         self.events.1.close();
         let all = async { while self.tasks.join_next().await.is_some() {} };
         // Peers that do not close in time are left to the kernel.
@@ -286,9 +297,10 @@ impl Shell {
         }
         let conn = ConnId::Incoming(self.next_incoming);
         self.next_incoming += 1;
-        let (queue, receiver) = mpsc::channel(QUEUE);
-        self.queues.insert(conn, queue);
-        self.tasks.spawn(connection::run(conn, stream, receiver, self.events.0.clone()));
+        let (writer, rest) = writer::pair();
+        let read = connection::begin(stream, &rest);
+        self.writers.insert(conn, writer);
+        self.tasks.spawn(connection::run(conn, read, rest, self.events.0.clone()));
         self.step(Event::Accepted { conn, remote });
     }
 
@@ -296,7 +308,7 @@ impl Shell {
         let mut actions = vec![];
         let begin = Instant::now();
         if let Event::Closed { conn, .. } = &event {
-            self.queues.remove(conn);
+            self.writers.remove(conn);
         }
         self.speaker.step(self.now(), event, &mut actions);
         let sends = actions.iter().filter(|action| matches!(action, Action::Send { .. })).count();
@@ -308,22 +320,29 @@ impl Shell {
 
     fn perform(&mut self, actions: Vec<Action>) {
         let mut overflown = vec![];
-        for action in actions {
+        let mut actions = actions.into_iter().peekable();
+        while let Some(action) = actions.next() {
             match action {
                 Action::Connect { conn, remote, local } => {
-                    let (queue, receiver) = mpsc::channel(QUEUE);
-                    self.queues.insert(conn, queue);
+                    let (writer, rest) = writer::pair();
+                    self.writers.insert(conn, writer);
                     let events = self.events.0.clone();
                     let carriage = self.carriage(remote.ip());
-                    self.tasks.spawn(connection::outgoing(conn, remote, local, carriage, receiver, events));
+                    self.tasks.spawn(connection::outgoing(conn, remote, local, carriage, rest, events));
                 }
                 Action::Send { conn, bytes } => {
-                    let refused = self.queues.get(&conn).is_some_and(|queue| queue.try_send(bytes).is_err());
-                    if refused {
-                        overflown.push(conn);
+                    let mut pieces = vec![bytes];
+                    let same = |action: &Action| matches!(action, Action::Send { conn: other, .. } if *other == conn);
+                    while let Some(Action::Send { bytes, .. }) = actions.next_if(same) {
+                        pieces.push(bytes);
+                    }
+                    match self.writers.get(&conn).map(|writer| writer.send(&mut pieces)) {
+                        Some(Some(0)) | None => {}
+                        Some(Some(count)) => self.written.push((conn, count)),
+                        Some(None) => overflown.push(conn),
                     }
                 }
-                Action::Close { conn } => drop(self.queues.remove(&conn)),
+                Action::Close { conn } => drop(self.writers.remove(&conn)),
                 // A speaker alone has no kernel to tell.
                 Action::RouteChanged { .. } if self.desired.alone => {}
                 Action::RouteChanged { prefix, next_hops } => {
@@ -350,7 +369,7 @@ impl Shell {
             }
         }
         for conn in overflown {
-            if self.queues.remove(&conn).is_some() {
+            if self.writers.remove(&conn).is_some() {
                 self.step(Event::Closed { conn, reason: "the peer does not read".to_owned() });
             }
         }

@@ -81,6 +81,7 @@ fn cluster(nodes: &[u8]) -> ClusterView {
             labels: BTreeMap::new(),
             asn: None,
             vtep_mac: None,
+            wireguard_key: None,
             version: "test".to_owned(),
         };
         let node = NodeView { record: Some(record), live: true, blocks: blocks(*i).into() };

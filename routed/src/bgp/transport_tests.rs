@@ -88,8 +88,8 @@ fn sessions_are_signed_whoever_connects_and_a_new_key_is_taken_up() {
     in_lab("sessions_are_signed_whoever_connects_and_a_new_key_is_taken_up", async || {
         let dir = tempfile::tempdir().unwrap();
         let first = key(dir.path(), "first", "secret\n");
-        let second = key(dir.path(), "second", "not it");
         for (one, two) in [(v4(1).to_string(), v4(2).to_string()), (v6(1).to_string(), v6(2).to_string())] {
+            let second = key(dir.path(), "second", "not it");
             // One takes whoever comes and signs from a range; two connects.
             let whole = if one.contains(':') { "fd09::/64" } else { "10.9.0.0/24" };
             let range = format!(

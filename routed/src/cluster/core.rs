@@ -6,13 +6,14 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use podway_model::keys::Key;
 use podway_model::node_file::NodeFile;
-use podway_store::Event as StoreEvent;
+use podway_store::{Event as StoreEvent, TAKES_NO_MORE};
 
 use super::claims::ClaimIndex;
 use super::event::{Action, Event, Severity, Usage};
@@ -50,10 +51,14 @@ pub(crate) struct Core {
     /// Why the store cannot be reached.
     pub(super) away: Option<String>,
     pub(super) store_problems: Vec<String>,
+    /// Whether it was said that the store takes no more data.
+    pub(super) told_full: bool,
     pub(super) facts: Option<LocalFacts>,
     pub(super) usage: BTreeMap<IpNet, Usage>,
     /// Generation of the node file that `usage` was looked at with.
     pub(super) usage_generation: u64,
+    /// Addresses that pods hold in none of the blocks of that look.
+    pub(super) elsewhere: Vec<IpAddr>,
     pub(super) own: BTreeMap<IpNet, Own>,
     /// Blocks of the boot before: asked for first.
     pub(super) hints: Vec<(IpNet, usize)>,
@@ -109,9 +114,11 @@ impl Core {
             has_snapshot: false,
             away: None,
             store_problems: Vec::new(),
+            told_full: false,
             facts: None,
             usage: BTreeMap::new(),
             usage_generation: 0,
+            elsewhere: Vec::new(),
             own,
             hints,
             live: LiveState::default(),
@@ -157,12 +164,15 @@ impl Core {
         match event {
             Event::Store(event) => self.on_store(event, out),
             Event::Facts(facts) => self.facts = Some(facts),
-            Event::Usage { blocks, generation } => {
+            Event::Usage { blocks, generation, elsewhere } => {
                 self.usage = blocks;
+                self.elsewhere = elsewhere;
                 self.usage_generation = generation;
             }
             Event::Written { id, result } => {
-                if let Some(key) = self.writes.on_answer(now, id, &result) {
+                let table = &self.table;
+                let shown = |key: &str| key.parse::<Key>().ok().and_then(|key| table.modified(&key));
+                if let Some(key) = self.writes.on_answer(now, id, &result, shown) {
                     self.on_written(now, &key, &result, out);
                 }
             }
@@ -195,6 +205,7 @@ impl Core {
                 return;
             }
             self.follow_claims(out);
+            self.find_stranded(out);
         }
         self.adopt_unconfirmed();
         self.register(now, out);
@@ -253,7 +264,20 @@ impl Core {
             }
             StoreEvent::Unavailable { reason } => self.away = Some(reason),
             StoreEvent::Available => self.away = None,
-            StoreEvent::Problems { problems } => self.store_problems = problems,
+            StoreEvent::Problems { problems } => {
+                let new = problems.iter().filter(|problem| !self.store_problems.contains(problem));
+                for problem in new.cloned().collect::<Vec<_>>() {
+                    if !(problem.contains(TAKES_NO_MORE) && self.told_full) {
+                        out.push(Action::Report(Severity::Warn, problem.clone()));
+                    }
+                    self.told_full |= problem.contains(TAKES_NO_MORE);
+                }
+                if problems.is_empty() && !self.store_problems.is_empty() {
+                    self.told_full = false;
+                    out.push(Action::Report(Severity::Info, "the store is well again".to_owned()));
+                }
+                self.store_problems = problems;
+            }
         }
     }
 

@@ -1,10 +1,11 @@
 //! What goes into the core and what comes out.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use podway_model::node_file::NodeFile;
-use podway_store::{Event as StoreEvent, Expect, StoreError, Written};
+use podway_store::{Event as StoreEvent, Expect, Guard, StoreError, Written};
 
 use super::Refusal;
 use crate::view::LocalFacts;
@@ -23,6 +24,8 @@ pub(crate) enum Event {
         /// [`NodeFile::generation`] of the file that stood when the leases were looked at, under the address lock:
         /// blocks that are not active in it cannot have got a lease since. 0: there was none of this boot.
         generation: u64,
+        /// Addresses that pods hold and that are in none of these blocks.
+        elsewhere: Vec<IpAddr>,
     },
     /// A write has ended.
     Written {
@@ -106,6 +109,8 @@ pub(crate) struct Write {
 pub(crate) enum Operation {
     /// Put.
     Put(Vec<u8>, Expect),
+    /// Put, if nothing has changed of another key either.
+    PutGuarded(Vec<u8>, Expect, Guard),
     /// Put, bound to the process's lease.
     PutLeased(Vec<u8>, Expect),
     /// Delete what was last changed at this revision.

@@ -29,12 +29,13 @@ mod shell;
 mod table;
 #[cfg(test)]
 mod tests;
+mod usage;
 mod writes;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use podway_model::ids::{Asn, BootId, InstanceId, NodeName};
+use podway_model::ids::{Asn, BootId, InstanceId, NodeName, WireguardKey};
 
 pub(crate) use shell::run;
 
@@ -51,6 +52,8 @@ pub(crate) struct Identity {
     pub(crate) labels: BTreeMap<String, String>,
     /// AS number, where it is not the cluster's.
     pub(crate) asn: Option<Asn>,
+    /// Public key of its WireGuard device, where its kernel has WireGuard.
+    pub(crate) wireguard_key: Option<WireguardKey>,
     /// Version of Podway, for people.
     pub(crate) version: String,
     /// The node file ([`podway_model::names::NODE_FILE`]).

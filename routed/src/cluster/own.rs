@@ -18,20 +18,23 @@
 //! A block is confirmed only when the own watch has delivered the claim and it has the lowest create revision: the
 //! watch delivers in the order of revisions, so every claim that was made before is known then.
 //!
+//! A block that was lost before this process began stands in no file; the leases of its pods show it
+//! ([`Core::find_stranded`]), and it goes on as stranded.
+//!
 //! Whether pods live in a block is known from a look at the leases, which may be older than the latest lease. So a
 //! block ends only after a look that was made when the node file did not offer it any more
 //! ([`FileState::is_closed`](super::publish::FileState::is_closed)). How a block goes back: [`super::give_back`].
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use podway_model::cluster::{Claim, encode};
+use podway_model::cluster::{Assignment, Claim, encode};
 use podway_model::ids::ObjectName;
 use podway_model::keys::Key;
 use podway_model::node_file::{BlockState, NodeBlock};
-use podway_store::{Expect, HOLD_SECONDS};
+use podway_store::{Expect, Guard, HOLD_SECONDS};
 
 use super::claims::{ClaimIndex, overlap};
 use super::core::Core;
@@ -97,6 +100,26 @@ impl Core {
         }
     }
 
+    /// Pods hold addresses of pools in blocks that are not ours: lost before this process began.
+    pub(super) fn find_stranded(&mut self, out: &mut Vec<Action>) {
+        let derived = Arc::clone(&self.derived);
+        let lost = self.elsewhere.iter().filter_map(|address| {
+            let mut pools = derived.pools.usable.iter();
+            // What was asked for by hand is single addresses, which are no block's.
+            let (name, pool) = pools
+                .find(|(_, pool)| pool.assignment == Assignment::Automatic && pool.cidr.contains(address))?;
+            Some((IpNet::new(*address, pool.block_len()).ok()?.trunc(), name.clone()))
+        });
+        for (block, pool) in lost.collect::<BTreeMap<IpNet, ObjectName>>() {
+            if self.own.keys().any(|own| overlap(*own, block)) {
+                continue;
+            }
+            let text = format!("block {block} is not this node's any more, and pods live in it");
+            out.push(Action::Report(Severity::Warn, text));
+            self.own.insert(block, Own::new(pool, Phase::Stranded, i64::MAX));
+        }
+    }
+
     fn follow_block(&mut self, block: IpNet, index: &ClaimIndex, out: &mut Vec<Action>) {
         let key = Key::Claim(self.me.node.clone(), block);
         let stored = self.table.claims.get(&(self.me.node.clone(), block));
@@ -136,22 +159,39 @@ impl Core {
                 out.push(Action::Report(Severity::Info, text));
             }
             if self.table.bad.contains_key(&key.to_string()) {
-                self.confirm(&key, stored.value, modified, out);
+                self.write_again(&key, stored.value, modified, out);
             }
-        } else if phase == Phase::Pending && self.is_held(block) {
+        } else if matches!(phase, Phase::Pending | Phase::Stranded) && self.is_held(block) {
             // A write of before the release, or one that did not know of it.
             self.delete_claim(&key, modified, out);
             self.lose(block, "it was released", out);
-        } else {
-            self.confirm(&key, stored.value, modified, out);
+        } else if phase == Phase::Active {
+            // Written anew after the store was wiped or restored: what it says of holds is of another time.
+            self.write_again(&key, stored.value, modified, out);
+        } else if self.can_write() {
+            let confirmed = encode(&Claim { confirmed: true, ..stored.value });
+            let operation = Operation::PutGuarded(confirmed, Expect::Revision(modified), self.no_hold(block));
+            self.writes.propose(key.to_string(), operation, out);
         }
     }
 
-    fn confirm(&mut self, key: &Key, claim: Claim, modified: i64, out: &mut Vec<Action>) {
+    /// Puts a confirmed claim of ours where it is not what it should be.
+    fn write_again(&mut self, key: &Key, claim: Claim, modified: i64, out: &mut Vec<Action>) {
         if self.can_write() {
             let confirmed = encode(&Claim { confirmed: true, ..claim });
             let expect = Expect::Revision(modified);
             self.writes.propose(key.to_string(), Operation::Put(confirmed, expect), out);
+        }
+    }
+
+    /// The condition that no hold on `block` has come that this node does not know: prefixes are delivered
+    /// independently of each other, so a release may have taken the claim away in our view and not yet have held
+    /// the block. A hold that is known is over; of one on another prefix length only the watch tells.
+    fn no_hold(&self, block: IpNet) -> Guard {
+        let known = self.table.modified(&Key::Released(block));
+        Guard {
+            key: Key::Released(block).to_string(),
+            expect: known.map_or(Expect::Absent, Expect::Revision),
         }
     }
 
@@ -177,7 +217,7 @@ impl Core {
             }
             Phase::Pending => drop(self.own.remove(&block)),
             Phase::Leaving => self.end(block, "went back to its pool", out),
-            Phase::Active if own.republish && is_free => self.write_claim(block, &own.pool, out),
+            Phase::Active if own.republish && is_free => self.write_claim(block, &own.pool, false, out),
             Phase::Active => {
                 let former =
                     self.table.released.get(&block).is_some_and(|r| r.value.former_owner == self.me.node);
@@ -193,7 +233,7 @@ impl Core {
                 if is_empty && self.file.is_closed(block, self.usage_generation) {
                     self.end(block, "was lost, and no pod is in it", out);
                 } else if !is_empty && is_free && !self.is_held(block) && self.is_registered() {
-                    self.write_claim(block, &own.pool, out);
+                    self.write_claim(block, &own.pool, true, out);
                 }
             }
         }
@@ -215,7 +255,7 @@ impl Core {
             Phase::Active | Phase::Stranded if index.wins(&self.me.node, block, create) => {
                 let instance_id = self.me.instance_id.clone();
                 let claim = Claim { instance_id, pool: own.pool.clone(), confirmed: true };
-                self.confirm(key, claim, modified, out);
+                self.write_again(key, claim, modified, out);
             }
             Phase::Active | Phase::Stranded => {
                 self.delete_claim(key, modified, out);
@@ -231,13 +271,18 @@ impl Core {
         out.push(Action::ForgetLeases(block));
     }
 
-    fn write_claim(&mut self, block: IpNet, pool: &ObjectName, out: &mut Vec<Action>) {
+    /// `guarded`: only if nobody holds the block back; not so for one that was ours before the store was wiped.
+    fn write_claim(&mut self, block: IpNet, pool: &ObjectName, guarded: bool, out: &mut Vec<Action>) {
         if !self.can_write() || !self.is_registered() {
             return;
         }
         let claim = Claim { instance_id: self.me.instance_id.clone(), pool: pool.clone(), confirmed: false };
         let key = Key::Claim(self.me.node.clone(), block).to_string();
-        self.writes.propose(key, Operation::Put(encode(&claim), Expect::Absent), out);
+        let operation = match guarded {
+            true => Operation::PutGuarded(encode(&claim), Expect::Absent, self.no_hold(block)),
+            false => Operation::Put(encode(&claim), Expect::Absent),
+        };
+        self.writes.propose(key, operation, out);
     }
 
     /// A block is not ours any more. Where pods live in it, or may, it is stranded.
@@ -352,7 +397,7 @@ impl Core {
             return;
         };
         self.hints.retain(|(hint, _)| *hint != block);
-        self.write_claim(block, &pool, out);
+        self.write_claim(block, &pool, true, out);
         if self.writes.is_busy(&Key::Claim(self.me.node.clone(), block).to_string()) {
             self.own.insert(block, Own::new(pool, Phase::Claiming, i64::MAX));
         }

@@ -132,6 +132,7 @@ impl Core {
             labels: self.me.labels.clone(),
             asn: self.me.asn,
             vtep_mac: Some(names::vtep_mac(self.me.node.as_str(), names::VXLAN_DEVICE)),
+            wireguard_key: self.me.wireguard_key,
             version: self.me.version.clone(),
         }
     }
@@ -156,8 +157,11 @@ impl Core {
         result: &Result<Written, StoreError>,
         out: &mut Vec<Action>,
     ) {
-        if let Err(error) = result {
-            out.push(Action::Report(Severity::Warn, format!("{key} not written: {error}")));
+        match result {
+            // One cause for every key: said once, until it is over.
+            Err(StoreError::Full { .. }) if std::mem::replace(&mut self.told_full, true) => {}
+            Err(error) => out.push(Action::Report(Severity::Warn, format!("{key} not written: {error}"))),
+            Ok(_) => {}
         }
         match (key.parse(), result) {
             (Ok(Key::Live(_)), Ok(Written::Done { revision })) => self.live.written = Some(*revision),

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fs;
 use std::io::{self, Write as _};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -23,15 +24,17 @@ use podway_ipam::store::{AddressLock, since_boot};
 use podway_ipam::{Attachment, LeaseStore, stale};
 use podway_kern::rtnl::Rtnl;
 use podway_model::ids::BootId;
+use podway_model::keys::Key;
 use podway_model::names;
 use podway_model::node_file::NodeFile;
-use podway_store::Store;
+use podway_store::{Store, StoreError, Written};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 use super::core::Core;
 use super::event::{Action, Event, Operation, Severity, Usage, Write};
 use super::table::PREFIXES;
+use super::usage::Teller;
 use super::{Identity, Refusal};
 use crate::view::{ClusterView, LocalFacts};
 
@@ -49,6 +52,8 @@ enum Done {
     Event(Event),
     /// A look at the leases.
     Look(Result<Looked, String>),
+    /// The use of addresses was told, or could not be.
+    Told(Result<Written, StoreError>),
 }
 
 /// Runs for the life of the process; publishes every change of the view. Ends only with a [`Refusal`].
@@ -70,6 +75,8 @@ pub(crate) async fn run(
         collect_at: start,
         problem: None,
     };
+    let mut teller = Teller::default();
+    let usage_key = Key::Usage(identity.node.clone()).to_string();
     let mut facts_end = false;
     facts.mark_changed();
     work.push(Box::pin(async { Done::Event(Event::Clock(unix_seconds())) }));
@@ -92,6 +99,10 @@ pub(crate) async fn run(
             work.push(look_at_leases(&identity, own, collect));
             work.push(Box::pin(async { Done::Event(Event::Clock(unix_seconds())) }));
         }
+        if let Some((value, expect)) = teller.write(start.elapsed()) {
+            let (store, key) = (store.clone(), usage_key.clone());
+            work.push(Box::pin(async move { Done::Told(store.put_if(&key, &value, expect).await) }));
+        }
         let deadline = core.deadline().map_or(leases.look_at, |at| leases.look_at.min(start + at));
         // While a look is under way, its end wakes the loop.
         let deadline = if leases.is_looking { deadline.max(Instant::now() + SOON) } else { deadline };
@@ -112,9 +123,16 @@ pub(crate) async fn run(
                 Done::Look(result) => {
                     leases.is_looking = false;
                     match leases.on_look(result) {
-                        Some(Looked { blocks, generation }) => Event::Usage { blocks, generation },
+                        Some(Looked { blocks, generation, elsewhere }) => {
+                            teller.look(&blocks);
+                            Event::Usage { blocks, generation, elsewhere }
+                        }
                         None => continue,
                     }
+                }
+                Done::Told(result) => {
+                    teller.on_written(start.elapsed(), result);
+                    continue;
                 }
             },
             () = noticed(&mut notices) => {
@@ -160,6 +178,8 @@ struct Looked {
     blocks: BTreeMap<IpNet, Usage>,
     /// Of the node file that stood meanwhile.
     generation: u64,
+    /// Addresses that pods hold in none of them.
+    elsewhere: Vec<IpAddr>,
 }
 
 impl Leases {
@@ -254,7 +274,9 @@ fn count_leases(
         let (available, leased) = (usage.available(), usage.leased);
         (*block, Usage { available, leased, quarantined: usage.quarantined, first_leased })
     };
-    Ok(Looked { blocks: blocks.iter().map(count).collect(), generation })
+    let held = leases.ledger().leases().flat_map(|lease| lease.ips());
+    let elsewhere = held.filter(|ip| !blocks.iter().any(|block| block.contains(ip))).collect();
+    Ok(Looked { blocks: blocks.iter().map(count).collect(), generation, elsewhere })
 }
 
 /// A hint is lost at most where this fails, so it is only said.
@@ -297,6 +319,9 @@ fn carry_out(store: Arc<dyn Store>, write: Write) -> Pin<Box<dyn Future<Output =
         let Write { id, key, operation } = write;
         let result = match operation {
             Operation::Put(value, expect) => store.put_if(&key, &value, expect).await,
+            Operation::PutGuarded(value, expect, guard) => {
+                store.put_guarded(&key, &value, expect, &guard).await
+            }
             Operation::PutLeased(value, expect) => store.put_leased(&key, &value, expect).await,
             Operation::Delete(revision) => store.delete_if(&key, revision).await,
         };

@@ -216,6 +216,7 @@ impl Table {
             Key::Node(node) => self.nodes.get(node).map(|s| s.modified),
             Key::Live(node) => self.live.get(node).map(|s| s.modified),
             Key::Claim(node, block) => self.claims.get(&(node.clone(), *block)).map(|s| s.modified),
+            Key::Released(block) => self.released.get(block).map(|s| s.modified),
             _ => None,
         }
     }

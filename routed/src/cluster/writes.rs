@@ -62,12 +62,14 @@ impl Writes {
         true
     }
 
-    /// A write was answered. Answers which key it was for; `None` for one that is not under way.
+    /// A write was answered. Answers which key it was for; `None` for one that is not under way. `shown`: revision
+    /// of a key as the watch shows it.
     pub(crate) fn on_answer(
         &mut self,
         now: Duration,
         id: u64,
         result: &Result<Written, StoreError>,
+        shown: impl Fn(&str) -> Option<i64>,
     ) -> Option<String> {
         let is_it = |r: &Resting| matches!(r.until, Until::Answer(asked, _) if asked == id);
         let (key, resting) = self.keys.iter_mut().find(|(_, r)| is_it(r))?;
@@ -77,9 +79,15 @@ impl Writes {
                 *resting = Resting { failures: 0, until: Until::Seen(*revision, now + REST) };
             }
             Ok(Written::Refused { found }) => {
-                // What stands there instead will be, or was, delivered by the watch.
-                let seen = found.as_ref().map_or(0, |entry| entry.mod_revision);
-                *resting = Resting { failures: 0, until: Until::Seen(seen, now + REST) };
+                // What stands there instead will be, or was, delivered by the watch. Where it was, the refusal came
+                // from another key, whose change is on its way.
+                let seen = found.as_ref().map(|entry| entry.mod_revision);
+                let until = if shown(&key) == seen {
+                    Until::Time(now + RETRY.0)
+                } else {
+                    Until::Seen(seen.unwrap_or(0), now + REST)
+                };
+                *resting = Resting { failures: 0, until };
             }
             Err(_) => resting.fail(now, &key, id),
         }
@@ -156,7 +164,7 @@ mod tests {
         let mut writes = Writes::default();
         let id = propose(&mut writes).unwrap();
         assert_eq!(propose(&mut writes), None, "one at a time");
-        writes.on_answer(Duration::ZERO, id, &Ok(Written::Done { revision: 7 }));
+        writes.on_answer(Duration::ZERO, id, &Ok(Written::Done { revision: 7 }), |_| None);
         writes.wake(Duration::ZERO, |_| Some(6));
         assert_eq!(propose(&mut writes), None);
         writes.wake(Duration::ZERO, |_| Some(7));
@@ -164,10 +172,21 @@ mod tests {
     }
 
     #[test]
+    fn a_write_that_another_key_prevents_is_not_tried_again_in_a_tight_loop() {
+        let mut writes = Writes::default();
+        let id = propose(&mut writes).unwrap();
+        writes.on_answer(Duration::ZERO, id, &Ok(Written::Refused { found: None }), |_| None);
+        writes.wake(Duration::ZERO, |_| None);
+        assert_eq!(propose(&mut writes), None, "the watch shows already what was found");
+        writes.wake(writes.deadline().unwrap(), |_| None);
+        assert!(propose(&mut writes).is_some());
+    }
+
+    #[test]
     fn a_write_that_the_watch_never_shows_is_given_up_in_time() {
         let mut writes = Writes::default();
         let id = propose(&mut writes).unwrap();
-        writes.on_answer(Duration::ZERO, id, &Ok(Written::Done { revision: 7 }));
+        writes.on_answer(Duration::ZERO, id, &Ok(Written::Done { revision: 7 }), |_| None);
         writes.wake(writes.deadline().unwrap(), |_| None);
         assert!(propose(&mut writes).is_some());
     }
@@ -180,7 +199,7 @@ mod tests {
         assert_eq!(propose(&mut writes), None);
         writes.wake(writes.deadline().unwrap(), |_| None);
         assert_eq!(propose(&mut writes), None, "first a pause, as after a failure");
-        assert_eq!(writes.on_answer(ANSWER, id, &Ok(Written::Done { revision: 7 })), None);
+        assert_eq!(writes.on_answer(ANSWER, id, &Ok(Written::Done { revision: 7 }), |_| None), None);
         writes.wake(writes.deadline().unwrap(), |_| None);
         assert!(propose(&mut writes).is_some());
     }
@@ -192,7 +211,7 @@ mod tests {
         let mut delays = vec![];
         for _ in 0..20 {
             let id = propose(&mut writes).unwrap();
-            writes.on_answer(now, id, &Err(error.clone()));
+            writes.on_answer(now, id, &Err(error.clone()), |_| None);
             let at = writes.deadline().unwrap();
             delays.push(at - now);
             now = at;

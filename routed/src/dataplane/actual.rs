@@ -10,13 +10,19 @@ use ipnet::IpNet;
 use podway_kern::KernelError;
 use podway_kern::fib::Kernel;
 use podway_kern::rtnl::{Link, LinkRef, NextHopInfo, Request, Route, RouteKey};
+use podway_kern::wireguard::{WireguardChange, WireguardDevice};
 use podway_model::ids::MacAddr;
-use podway_model::names::{NEXT_HOP_ID_MAX, NEXT_HOP_ID_MIN, ROUTE_PROTOCOL, VXLAN_DEVICE};
+use podway_model::names::{
+    IPIP_DEVICE, NEXT_HOP_ID_MAX, NEXT_HOP_ID_MIN, ROUTE_PROTOCOL, VXLAN_DEVICE, WIREGUARD_DEVICE,
+};
 
 use super::backends::VXLAN_DEVICE6;
 
 /// Names of the devices that are ours.
-pub(crate) const DEVICES: [&str; 2] = [VXLAN_DEVICE, VXLAN_DEVICE6];
+pub(crate) const DEVICES: [&str; 4] = [VXLAN_DEVICE, VXLAN_DEVICE6, IPIP_DEVICE, WIREGUARD_DEVICE];
+
+/// Kind of WireGuard devices.
+const WIREGUARD_KIND: &str = "wireguard";
 
 /// What the kernel holds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -42,6 +48,8 @@ pub(crate) struct ActualDevice {
     pub(crate) neighbours: BTreeMap<IpAddr, MacAddr>,
     /// Its forwarding entries; more than one remote per MAC address is possible, though never of our making.
     pub(crate) fdb: BTreeMap<MacAddr, BTreeSet<IpAddr>>,
+    /// Key, port and peers of a WireGuard device.
+    pub(crate) wireguard: Option<WireguardDevice>,
 }
 
 impl Actual {
@@ -55,12 +63,16 @@ impl Actual {
                 addresses: kernel.addresses(index)?.into_iter().filter(|a| !is_link_local(a)).collect(),
                 neighbours: kernel.neighbours(index)?.into_iter().map(|n| (n.address, n.mac)).collect(),
                 fdb: BTreeMap::new(),
+                wireguard: None,
                 link,
             };
             if device.link.vxlan.is_some() {
                 for entry in kernel.fdb(index)? {
                     device.fdb.entry(entry.mac).or_default().insert(entry.remote);
                 }
+            }
+            if device.link.kind.as_deref() == Some(WIREGUARD_KIND) {
+                device.wireguard = Some(kernel.wireguard(index)?);
             }
             actual.devices.insert(name, device);
         }
@@ -129,6 +141,8 @@ impl Actual {
             // Links come with an index that the kernel chose, and take much along when they go.
             Request::DeleteAddress(_)
             | Request::AddVxlan(_)
+            | Request::AddIpip { .. }
+            | Request::AddWireguard { .. }
             | Request::SetLink(LinkRef::Index(_) | LinkRef::Name(_), _)
             | Request::DeleteLink(_)
             | Request::AddVeth { .. }
@@ -136,6 +150,13 @@ impl Actual {
             | Request::AddIfb { .. } => return false,
         }
         true
+    }
+
+    /// Takes over a change of a WireGuard device that the kernel has made.
+    pub(crate) fn note_wireguard(&mut self, index: u32, change: &WireguardChange) {
+        if let Some(wireguard) = self.device(index).and_then(|device| device.wireguard.as_mut()) {
+            wireguard.apply(change);
+        }
     }
 
     fn device(&mut self, index: u32) -> Option<&mut ActualDevice> {

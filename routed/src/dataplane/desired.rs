@@ -5,13 +5,14 @@
 //! never loops over the default route; masquerade; forwarding. The rest is in [`super::backends`].
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 use podway_kern::rtnl::{RouteKey, TABLE_MAIN, V6_DEFAULT_METRIC};
 use podway_kern::sysctl::{Family, Sysctl};
+use podway_kern::wireguard::{PrivateKey, WireguardPeer};
 use podway_model::cluster::Backend;
-use podway_model::ids::{MacAddr, Mtu, NodeName, Vni};
+use podway_model::ids::{MacAddr, Mtu, NodeName, Vni, WireguardKey};
 use podway_model::names::UNREACHABLE_METRIC;
 
 use super::{backends, mtu};
@@ -32,6 +33,8 @@ pub(crate) struct Inputs<'a> {
     pub(crate) facts: &'a LocalFacts,
     /// Routes learnt by BGP; used by that backend only.
     pub(crate) bgp: &'a BgpRoutes,
+    /// This node's WireGuard key, or why it has none.
+    pub(crate) wireguard: Result<&'a PrivateKey, &'a str>,
 }
 
 /// What the kernel shall hold.
@@ -56,25 +59,49 @@ pub(crate) struct Desired {
     pub(crate) problems: Vec<String>,
 }
 
-/// A VXLAN device with everything static on it.
+/// A tunnel device with everything static on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Device {
-    /// Network identifier.
-    pub(crate) vni: Vni,
-    /// UDP port.
-    pub(crate) port: u16,
-    /// Underlay address of this end.
-    pub(crate) local: IpAddr,
-    /// Ethernet address.
-    pub(crate) mac: MacAddr,
+    /// What it is.
+    pub(crate) kind: DeviceKind,
     /// MTU.
     pub(crate) mtu: Mtu,
     /// Addresses, each a /32 or /128.
     pub(crate) addresses: BTreeSet<IpAddr>,
-    /// Neighbour entries: gateway address of a peer to the MAC address of its VTEP.
-    pub(crate) neighbours: BTreeMap<IpAddr, MacAddr>,
-    /// Forwarding entries: MAC address of a peer's VTEP to the peer's underlay address.
-    pub(crate) fdb: BTreeMap<MacAddr, IpAddr>,
+}
+
+/// The kinds of tunnel devices.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum DeviceKind {
+    /// VXLAN.
+    Vxlan {
+        /// Network identifier.
+        vni: Vni,
+        /// UDP port.
+        port: u16,
+        /// Underlay address of this end.
+        local: IpAddr,
+        /// Ethernet address.
+        mac: MacAddr,
+        /// Neighbour entries: gateway address of a peer to the MAC address of its VTEP.
+        neighbours: BTreeMap<IpAddr, MacAddr>,
+        /// Forwarding entries: MAC address of a peer's VTEP to the peer's underlay address.
+        fdb: BTreeMap<MacAddr, IpAddr>,
+    },
+    /// IPIP: a route's gateway is the other end.
+    Ipip {
+        /// Underlay address of this end.
+        local: Ipv4Addr,
+    },
+    /// WireGuard.
+    Wireguard {
+        /// UDP port.
+        port: u16,
+        /// This node's key.
+        key: PrivateKey,
+        /// Peers.
+        peers: BTreeMap<WireguardKey, WireguardPeer>,
+    },
 }
 
 /// What a route does.
@@ -154,11 +181,7 @@ pub(crate) fn desired(inputs: Inputs<'_>) -> Desired {
     if view.pools.values().any(|pool| pool.cidr.addr().is_ipv6()) {
         out.sysctls.push((v6_forwarding(), "1"));
     }
-    match backend {
-        Backend::HostGw => backends::host_gw(inputs, &mut out),
-        Backend::Vxlan => backends::vxlan(inputs, mtu::pod_mtu(view, inputs.facts), &mut out),
-        Backend::Bgp => backends::bgp(inputs, &mut out),
-    }
+    backends::to_peers(inputs, mtu::pod_mtu(view, inputs.facts), &mut out);
     for name in out.devices.keys() {
         // The greater of this and `all` counts: 2 turns a strict `all` into a loose one for this device, where
         // packets may come from addresses to which we route directly.

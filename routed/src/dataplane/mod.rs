@@ -9,7 +9,7 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`desired`], `backends`, [`mtu`] | pure: what the kernel shall hold |
+//! | [`desired`], `backends`, `encapsulation`, [`mtu`] | pure: what the kernel shall hold |
 //! | `actual` | what it holds: read back, then kept by noting what was changed |
 //! | `plan` | pure: the requests that lead from one to the other, in the kernel's order |
 //! | `reconcile` | reads, plans, applies, until nothing is left to do; for any kernel, fake or real |
@@ -29,6 +29,7 @@ mod actual;
 mod backends;
 mod cleanup;
 pub(crate) mod desired;
+mod encapsulation;
 pub(crate) mod mtu;
 mod notice;
 mod plan;
@@ -43,5 +44,6 @@ mod tables;
 mod tests;
 
 pub(crate) use cleanup::cleanup;
+pub(crate) use pods::read_records;
 pub(crate) use run::run;
 pub(crate) use status::DataplaneStatus;

@@ -1,38 +1,35 @@
 //! MTU of pods and of cluster routes: the underlay's, less the largest overhead in use.
 //!
-//! | over | overhead of VXLAN in bytes |
-//! |---|---|
-//! | IPv4 | 50: outer IPv4 20, UDP 8, VXLAN 8, inner Ethernet 14 |
-//! | IPv6 | 70: outer IPv6 40, UDP 8, VXLAN 8, inner Ethernet 14 |
+//! | encapsulation | over IPv4 | over IPv6 | bytes |
+//! |---|---|---|---|
+//! | none | 0 | 0 | |
+//! | IPIP | 20 | | outer IPv4 20 |
+//! | VXLAN | 50 | 70 | outer IPv4 20 or IPv6 40, UDP 8, VXLAN 8, inner Ethernet 14 |
+//! | WireGuard | 60 | 80 | outer IPv4 20 or IPv6 40, UDP 8, header 16, tag 16 |
 //!
 //! Running pods cannot be changed, so cluster routes carry the value too, and follow the underlay.
 
-use podway_model::cluster::Backend;
+use podway_model::cluster::Encapsulation;
 use podway_model::ids::Mtu;
 
+use super::encapsulation::{in_use, v6_tunnels};
 use crate::view::{ClusterView, LocalFacts};
-
-/// VXLAN over IPv4.
-pub(crate) const VXLAN_V4_OVERHEAD: u32 = 50;
-/// VXLAN over IPv6.
-pub(crate) const VXLAN_V6_OVERHEAD: u32 = 70;
 
 /// MTU of pods of this node, and of its routes to other nodes' pods.
 pub(crate) fn pod_mtu(view: &ClusterView, facts: &LocalFacts) -> Mtu {
     let underlay = view.config.underlay_mtu.unwrap_or(facts.mtu);
-    underlay.less(match view.config.backend {
-        Backend::HostGw | Backend::Bgp => 0,
-        Backend::Vxlan if v6_tunnels(view, facts) => VXLAN_V6_OVERHEAD,
-        Backend::Vxlan => VXLAN_V4_OVERHEAD,
-    })
+    let v6 = v6_tunnels(view, facts);
+    underlay.less(in_use(view).into_iter().map(|one| overhead(one, v6)).max().unwrap_or(0))
 }
 
-/// Whether a tunnel over an IPv6 underlay is needed: some node, or this one, has no IPv4 underlay address.
-fn v6_tunnels(view: &ClusterView, facts: &LocalFacts) -> bool {
-    facts.address_v4.is_none()
-        || view
-            .nodes
-            .values()
-            .filter_map(|node| node.record.as_ref())
-            .any(|record| record.address_v4.is_none())
+/// Bytes that an encapsulation adds.
+fn overhead(encapsulation: Encapsulation, over_v6: bool) -> u32 {
+    match (encapsulation, over_v6) {
+        (Encapsulation::None, _) => 0,
+        (Encapsulation::Ipip | Encapsulation::IpipCrossSubnet, _) => 20,
+        (Encapsulation::Vxlan | Encapsulation::VxlanCrossSubnet, false) => 50,
+        (Encapsulation::Vxlan | Encapsulation::VxlanCrossSubnet, true) => 70,
+        (Encapsulation::Wireguard, false) => 60,
+        (Encapsulation::Wireguard, true) => 80,
+    }
 }

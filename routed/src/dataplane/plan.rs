@@ -1,6 +1,6 @@
 //! What to change: the difference between desired and actual, in the order in which the kernel takes it. Pure.
 //!
-//! Making: device, address, neighbour, forwarding entry, next hop, route. Removing, the reverse. Removals are
+//! Making: device, WireGuard peer, address, neighbour, forwarding entry, next hop, route. Removing, the reverse. Removals are
 //! planned apart, from what the kernel holds *after* the making: a next hop goes only when no route uses it any
 //! more, a device only when nothing leads over it. So a route that could not be re-pointed keeps its next hop,
 //! and a change of backend takes the old device away last.
@@ -9,13 +9,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 use podway_kern::rtnl::{
-    Address, FdbEntry, LinkChange, LinkRef, Neighbour, NextHop, Request, Route, RouteKey, RouteKind,
-    VxlanParams, VxlanSpec,
+    Address, FdbEntry, IpipParams, LinkChange, LinkRef, Neighbour, NextHop, Request, Route, RouteKey,
+    RouteKind, VxlanParams, VxlanSpec,
 };
+use podway_kern::wireguard::{PeerChange, WireguardChange, WireguardDevice};
 use podway_model::names::{NEXT_HOP_ID_MAX, NEXT_HOP_ID_MIN, ROUTE_PROTOCOL};
 
 use super::actual::{Actual, ActualDevice};
-use super::desired::{Desired, Device, Interface, RouteSpec, Target, Via};
+use super::desired::{Desired, Device, DeviceKind, Interface, RouteSpec, Target, Via};
 
 /// Requests that bring the kernel closer to `desired`: empty when nothing is missing. A device that is not there
 /// yet has no index, so what depends on it follows in the next round.
@@ -75,27 +76,81 @@ pub(crate) fn removals(desired: &Desired, actual: &Actual) -> Vec<Request<'stati
     out
 }
 
+/// What WireGuard devices lack: key, port, peers and their prefixes. It comes before the routes that lead there.
+pub(crate) fn wireguard_additions(desired: &Desired, actual: &Actual) -> Vec<(u32, WireguardChange)> {
+    let change = |there: &WireguardDevice, device: &Device| {
+        let DeviceKind::Wireguard { port, key, peers } = &device.kind else { return None };
+        let peers = peers.iter().filter_map(|(public, wanted)| {
+            let exactly = match there.peers.get(public) {
+                Some(found) if found == wanted => return None,
+                Some(found) => !found.allowed.is_subset(&wanted.allowed),
+                None => true,
+            };
+            Some((*public, PeerChange::Set { peer: wanted.clone(), exactly }))
+        });
+        Some(WireguardChange {
+            private_key: (there.private_key.as_ref() != Some(key)).then(|| key.clone()),
+            port: (there.port != *port).then_some(*port),
+            peers: peers.collect(),
+        })
+    };
+    wireguard(desired, actual, change)
+}
+
+/// Peers of WireGuard devices that are not wanted. Empty unless `desired.prune`.
+pub(crate) fn wireguard_removals(desired: &Desired, actual: &Actual) -> Vec<(u32, WireguardChange)> {
+    let change = |there: &WireguardDevice, device: &Device| {
+        let DeviceKind::Wireguard { peers, .. } = &device.kind else { return None };
+        let gone = there.peers.keys().filter(|public| !peers.contains_key(public));
+        let peers = gone.map(|public| (*public, PeerChange::Remove)).collect();
+        Some(WireguardChange { peers, ..WireguardChange::default() })
+    };
+    if desired.prune { wireguard(desired, actual, change) } else { Vec::new() }
+}
+
+fn wireguard(
+    desired: &Desired,
+    actual: &Actual,
+    change: impl Fn(&WireguardDevice, &Device) -> Option<WireguardChange>,
+) -> Vec<(u32, WireguardChange)> {
+    let present = desired.devices.iter().filter_map(|(name, device)| {
+        let there = actual.devices.get(name)?;
+        let change = change(there.wireguard.as_ref()?, device)?;
+        (!change.is_empty()).then_some((there.link.index, change))
+    });
+    present.collect()
+}
+
 /// Whether the device's unchangeable parameters are the wanted ones.
 fn fits(there: &ActualDevice, device: &Device) -> bool {
-    let wanted = VxlanParams {
-        vni: device.vni.number(),
-        port: device.port,
-        local: Some(device.local),
-        learning: false,
-    };
-    there.link.vxlan == Some(wanted)
+    match &device.kind {
+        DeviceKind::Vxlan { vni, port, local, .. } => {
+            let wanted = VxlanParams { vni: vni.number(), port: *port, local: Some(*local), learning: false };
+            there.link.vxlan == Some(wanted)
+        }
+        DeviceKind::Ipip { local } => {
+            let wanted = IpipParams { local: Some(*local), remote: None };
+            there.link.kind.as_deref() == Some("ipip") && there.link.ipip == Some(wanted)
+        }
+        DeviceKind::Wireguard { .. } => there.wireguard.is_some(),
+    }
 }
 
 fn add_device(name: &str, device: &Device, out: &mut Vec<Request<'static>>) {
     let link = LinkRef::Name(name.to_owned());
-    out.push(Request::AddVxlan(VxlanSpec {
-        name: name.to_owned(),
-        vni: device.vni.number(),
-        port: device.port,
-        local: device.local,
-        mac: device.mac,
-        mtu: device.mtu.bytes(),
-    }));
+    let (name, mtu) = (name.to_owned(), device.mtu.bytes());
+    out.push(match &device.kind {
+        DeviceKind::Vxlan { vni, port, local, mac, .. } => Request::AddVxlan(VxlanSpec {
+            name,
+            vni: vni.number(),
+            port: *port,
+            local: *local,
+            mac: *mac,
+            mtu,
+        }),
+        DeviceKind::Ipip { local } => Request::AddIpip { name, local: *local, mtu },
+        DeviceKind::Wireguard { .. } => Request::AddWireguard { name, mtu },
+    });
     let quiet = LinkChange { no_link_local: Some(true), ..LinkChange::default() };
     out.push(Request::SetLink(link.clone(), quiet));
     out.push(Request::SetLink(link, LinkChange { up: Some(true), ..LinkChange::default() }));
@@ -103,10 +158,14 @@ fn add_device(name: &str, device: &Device, out: &mut Vec<Request<'static>>) {
 
 fn adjust_link(there: &ActualDevice, device: &Device, out: &mut Vec<Request<'static>>) {
     let link = &there.link;
+    let mac = match &device.kind {
+        DeviceKind::Vxlan { mac, .. } => Some(*mac),
+        DeviceKind::Ipip { .. } | DeviceKind::Wireguard { .. } => None,
+    };
     let change = LinkChange {
         up: (!link.up).then_some(true),
         mtu: (link.mtu != device.mtu.bytes()).then_some(device.mtu.bytes()),
-        mac: (link.mac != Some(device.mac)).then_some(device.mac),
+        mac: mac.filter(|mac| link.mac != Some(*mac)),
         ..LinkChange::default()
     };
     if change != LinkChange::default() {
@@ -121,12 +180,13 @@ fn fill_device(there: &ActualDevice, device: &Device, out: &mut Vec<Request<'sta
             out.push(Request::ReplaceAddress(Address::host(index, *address)));
         }
     }
-    for (address, mac) in &device.neighbours {
+    let DeviceKind::Vxlan { neighbours, fdb, .. } = &device.kind else { return };
+    for (address, mac) in neighbours {
         if there.neighbours.get(address) != Some(mac) {
             out.push(Request::ReplaceNeighbour(Neighbour { index, address: *address, mac: *mac }));
         }
     }
-    for (mac, remote) in &device.fdb {
+    for (mac, remote) in fdb {
         if !there.fdb.get(mac).is_some_and(|remotes| remotes.len() == 1 && remotes.contains(remote)) {
             out.push(Request::ReplaceFdb(FdbEntry { index, mac: *mac, remote: *remote }));
         }
@@ -135,14 +195,16 @@ fn fill_device(there: &ActualDevice, device: &Device, out: &mut Vec<Request<'sta
 
 fn empty_device(there: &ActualDevice, device: &Device, out: &mut Vec<Request<'static>>) {
     let index = there.link.index;
-    for (mac, remotes) in &there.fdb {
-        for remote in remotes.iter().filter(|remote| device.fdb.get(mac) != Some(remote)) {
-            out.push(Request::DeleteFdb(FdbEntry { index, mac: *mac, remote: *remote }));
+    if let DeviceKind::Vxlan { neighbours, fdb, .. } = &device.kind {
+        for (mac, remotes) in &there.fdb {
+            for remote in remotes.iter().filter(|remote| fdb.get(mac) != Some(remote)) {
+                out.push(Request::DeleteFdb(FdbEntry { index, mac: *mac, remote: *remote }));
+            }
         }
-    }
-    for (address, mac) in &there.neighbours {
-        if !device.neighbours.contains_key(address) {
-            out.push(Request::DeleteNeighbour(Neighbour { index, address: *address, mac: *mac }));
+        for (address, mac) in &there.neighbours {
+            if !neighbours.contains_key(address) {
+                out.push(Request::DeleteNeighbour(Neighbour { index, address: *address, mac: *mac }));
+            }
         }
     }
     for address in &there.addresses {

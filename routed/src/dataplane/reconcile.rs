@@ -6,12 +6,13 @@ use std::task::Poll;
 
 use podway_kern::fib::Kernel;
 use podway_kern::rtnl::{LinkRef, Request};
-use podway_kern::{KernelError, MissingIsFine as _};
+use podway_kern::wireguard::WireguardChange;
+use podway_kern::{Errno, KernelError, MissingIsFine as _};
 use podway_model::socket::{DeviceStatus, RouteCounts};
 
 use super::actual::Actual;
 use super::desired::Desired;
-use super::plan::{additions, removals};
+use super::plan::{additions, removals, wireguard_additions, wireguard_removals};
 
 /// Rounds of one pass. A device needs two (its index is known after the first), a silent deletion one more.
 const ROUNDS: usize = 8;
@@ -111,18 +112,47 @@ impl<K: Kernel> Reconciler<K> {
 
     async fn round(&mut self, desired: &Desired) -> Result<Applied, KernelError> {
         let mut sum = Applied::default();
+        let changes = wireguard_additions(desired, self.actual()?);
+        self.set_wireguard(changes, &mut sum);
         for plan in [additions, removals] {
-            let actual = match &self.actual {
-                Some(actual) => actual,
-                None => {
-                    self.reads += 1;
-                    self.actual.insert(Actual::read(&mut self.kernel)?)
-                }
-            };
-            let requests = plan(desired, actual);
+            let requests = plan(desired, self.actual()?);
             self.apply(&requests, &mut sum).await?;
         }
+        let changes = wireguard_removals(desired, self.actual()?);
+        self.set_wireguard(changes, &mut sum);
         Ok(sum)
+    }
+
+    /// What is known of the kernel, or what it says now.
+    fn actual(&mut self) -> Result<&Actual, KernelError> {
+        if self.actual.is_none() {
+            self.reads += 1;
+            self.actual = Some(Actual::read(&mut self.kernel)?);
+        }
+        Ok(self.actual.as_ref().expect("it was just read"))
+    }
+
+    fn set_wireguard(&mut self, changes: Vec<(u32, WireguardChange)>, sum: &mut Applied) {
+        for (index, change) in changes {
+            match self.kernel.set_wireguard(index, &change) {
+                Ok(()) => {
+                    sum.changed += 1;
+                    if let Some(actual) = &mut self.actual {
+                        actual.note_wireguard(index, &change);
+                    }
+                }
+                Err(e) => {
+                    sum.failed += 1;
+                    let hint = if e.errno() == Some(Errno::EADDRINUSE) {
+                        ": another program has the port; end it, or change wireguard.port"
+                    } else {
+                        ""
+                    };
+                    sum.failures.push(format!("{e}{hint}"));
+                    self.actual = None;
+                }
+            }
+        }
     }
 
     async fn apply(&mut self, requests: &[Request<'static>], sum: &mut Applied) -> Result<(), KernelError> {
@@ -189,6 +219,14 @@ fn explain(request: &Request<'_>, error: &KernelError) -> String {
         Request::AddRoute(_) if error.is_exists() => {
             ": a route that is not ours is in the way, and is left alone (see `ip route`)"
         }
+        Request::AddIpip { .. } if error.is_exists() => {
+            ": another IPIP device has this local address and no remote one; remove it"
+        }
+        Request::AddIpip { .. } | Request::AddWireguard { .. }
+            if error.errno() == Some(Errno::EOPNOTSUPP) =>
+        {
+            ": this kernel has no such devices; load or install the module (ipip, wireguard)"
+        }
         Request::AddVxlan(_) if error.is_exists() => {
             ": another device has this VNI and port, such as flannel.1; remove it, or change vxlan.vni or \
              vxlan.port"
@@ -199,6 +237,10 @@ fn explain(request: &Request<'_>, error: &KernelError) -> String {
 }
 
 fn devices(actual: &Actual) -> Vec<DeviceStatus> {
+    let hops = |index| {
+        let all = actual.next_hops.values().filter_map(|info| info.next_hop);
+        all.filter(|hop| hop.interface == index).count()
+    };
     actual
         .devices
         .values()
@@ -206,7 +248,12 @@ fn devices(actual: &Actual) -> Vec<DeviceStatus> {
             name: device.link.name.clone(),
             mac: device.link.mac,
             mtu: device.link.mtu,
-            peers: device.fdb.len(),
+            peers: match (&device.wireguard, device.link.vxlan) {
+                (Some(wireguard), _) => wireguard.peers.len(),
+                (None, Some(_)) => device.fdb.len(),
+                // IPIP has no entries: each peer is the gateway of a next hop.
+                (None, None) => hops(device.link.index),
+            },
         })
         .collect()
 }

@@ -20,6 +20,7 @@ use std::time::Duration;
 use podway_kern::KernelError;
 use podway_kern::fib::NetlinkKernel;
 use podway_kern::monitor::{Change, Monitor, Notice};
+use podway_kern::wireguard::PrivateKey;
 use podway_model::ids::NodeName;
 use podway_model::names::ENDPOINTS_DIR;
 use tokio::sync::watch;
@@ -47,6 +48,8 @@ const RETRY_MOST: Duration = Duration::from_secs(60);
 /// Stop it by dropping the future: nothing is removed from the kernel at exit, and a half-done pass is finished
 /// by the next start.
 ///
+/// `wireguard`: this node's key, or why it has none.
+///
 /// # Errors
 /// A netlink socket cannot be opened. Everything else is retried and shows in the status.
 pub(crate) async fn run(
@@ -54,6 +57,7 @@ pub(crate) async fn run(
     mut view: watch::Receiver<Arc<ClusterView>>,
     mut facts: watch::Receiver<Option<LocalFacts>>,
     mut bgp: watch::Receiver<Arc<BgpRoutes>>,
+    wireguard: Result<PrivateKey, String>,
     status: watch::Sender<DataplaneStatus>,
 ) -> Result<(), KernelError> {
     // Subscribed before the first look, so that no change falls between.
@@ -62,7 +66,8 @@ pub(crate) async fn run(
     loop {
         let (now_view, now_facts) = (view.borrow_and_update().clone(), facts.borrow_and_update().clone());
         let now_bgp = bgp.borrow_and_update().clone();
-        task.want(&node, &now_view, now_facts.as_ref(), &now_bgp);
+        let wireguard = wireguard.as_ref().map_err(String::as_str);
+        task.want(&node, &now_view, now_facts.as_ref(), &now_bgp, wireguard);
         task.work(&mut monitor).await?;
         // Cancel-safe: `changed` only looks, `next` takes a datagram and returns it in one poll.
         loop {
@@ -131,7 +136,14 @@ impl Task {
     }
 
     /// Takes the inputs in.
-    fn want(&mut self, node: &NodeName, view: &ClusterView, facts: Option<&LocalFacts>, bgp: &BgpRoutes) {
+    fn want(
+        &mut self,
+        node: &NodeName,
+        view: &ClusterView,
+        facts: Option<&LocalFacts>,
+        bgp: &BgpRoutes,
+        wireguard: Result<&PrivateKey, &str>,
+    ) {
         self.shown.waiting_for.clear();
         if !view.synced {
             self.shown.waiting_for.push("a first look at the whole store".to_owned());
@@ -145,7 +157,7 @@ impl Task {
         }
         self.shown.mtu = Some(mtu::pod_mtu(view, facts));
         self.shown.backend = view.config.backend.to_string();
-        let wanted = desired(Inputs { node, view, facts, bgp });
+        let wanted = desired(Inputs { node, view, facts, bgp, wireguard });
         self.fresh |= self.desired.as_ref() != Some(&wanted);
         self.desired = Some(wanted);
     }

@@ -146,21 +146,36 @@ pub(super) fn del(network: &Network, attachment: &Attachment) -> Result<(), CniE
 }
 
 /// Removes the devices of this network's containers that are not valid any more. One that upstream made does not say
-/// whose it is, and stays.
+/// whose it is: it goes where nothing is sent on to it any more, since then it limits nobody.
 pub(super) fn gc(network: &Network) -> Result<(), CniError> {
     let valid = network.valid_attachments()?;
     let valid: Vec<String> =
         valid.iter().map(|attachment| alias(&network.name, attachment.container_id.as_str())).collect();
     let mut rtnl = Rtnl::open()?;
     let of_network = format!("{ALIAS}{}/", network.name);
+    let links = rtnl.links()?;
+    let mut tc = Tc::open()?;
+    let mut used = Vec::new();
+    for link in links.iter().filter(|link| link.kind.as_deref() == Some("veth")) {
+        used.extend(tc.redirect(link.index)?);
+    }
     let mut errors = Vec::new();
-    for link in rtnl.links()? {
-        let ours = link.alias.as_ref().is_some_and(|alias| alias.starts_with(&of_network));
-        if ours && !link.alias.as_ref().is_some_and(|alias| valid.contains(alias)) {
-            errors.extend(remove(&mut rtnl, &link).err());
+    for link in links.iter().filter(|link| link.kind.as_deref() == Some("ifb")) {
+        let is_over = match &link.alias {
+            Some(alias) => alias.starts_with(&of_network) && !valid.contains(alias),
+            None => is_upstreams(&link.name) && !used.contains(&link.index),
+        };
+        if is_over {
+            errors.extend(remove(&mut rtnl, link).err());
         }
     }
     errors.into_iter().next().map_or(Ok(()), Err)
+}
+
+/// Whether a device has a name of the form that [`bandwidth_ifb_name`] makes.
+fn is_upstreams(name: &str) -> bool {
+    name.strip_prefix("bwp")
+        .is_some_and(|hash| hash.len() == 12 && hash.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
 pub(super) fn check(network: &Network, target: &Target) -> Result<(), CniError> {

@@ -1,4 +1,4 @@
-//! The plugin under other plugins' names: `loopback`, `host-local`, `portmap` and `bandwidth` of
+//! The plugin under other plugins' names: `loopback`, `host-local`, `portmap`, `bandwidth` and `ptp` of
 //! containernetworking/plugins.
 //!
 //! Keys, results and what lies on disk or in the kernel are those of version 1.9.1, so a chain that the one began is
@@ -8,9 +8,12 @@
 //! Versions from 0.3.0 on are served. State is the node's: nothing here reads a node file or a lease of Podway.
 
 mod bandwidth;
+mod conditions;
 pub mod host_local;
 mod loopback;
+mod masquerade;
 mod portmap;
+mod ptp;
 
 use std::ffi::{OsStr, OsString};
 use std::io::Read;
@@ -18,11 +21,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use crate::conf::{self, Network};
-use crate::env::{self, Call, Target};
+use crate::Answer;
+use crate::conf::Network;
+use crate::env::{Call, Target};
 use crate::error::CniError;
-use crate::version::SpecVersion;
-use crate::{Answer, read_input, versions};
 
 /// A plugin whose job this program does when it is called by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,15 +37,18 @@ pub enum Plugin {
     Bandwidth,
     /// Leads ports of the node to an interface of the plugin before it in the chain.
     Portmap,
+    /// Makes an interface, with addresses of another plugin.
+    Ptp,
 }
 
 impl Plugin {
     /// All of them, by the names that `podwayctl node install` links.
-    pub const ALL: [(&'static str, Self); 4] = [
+    pub const ALL: [(&'static str, Self); 5] = [
         ("loopback", Self::Loopback),
         ("host-local", Self::HostLocal),
         ("bandwidth", Self::Bandwidth),
         ("portmap", Self::Portmap),
+        ("ptp", Self::Ptp),
     ];
 
     /// The plugin of that name: the last part of the path by which the program was started.
@@ -55,23 +60,8 @@ impl Plugin {
 
 /// Serves one call as that plugin.
 pub fn run(plugin: Plugin, lookup: impl Fn(&str) -> Option<OsString>, input: impl Read) -> Answer {
-    let call = env::parse(&lookup);
-    if call == Ok(None) {
-        return Answer::About;
-    }
     let netns = lookup("CNI_NETNS").filter(|path| !path.is_empty()).map(PathBuf::from);
-    let mut text = Vec::new();
-    let read = read_input(input, &mut text);
-    let version = conf::peek_version(&text).unwrap_or(SpecVersion::NEWEST);
-    let answer = call.and_then(|call| read.map(|()| call)).and_then(|call| match call {
-        None => Ok(None),
-        Some(Call::Version) => Ok(Some(versions(version))),
-        Some(call) => serve(plugin, &call, &Network::parse(&text)?, netns.as_deref()),
-    });
-    match answer {
-        Ok(result) => Answer::Done(result),
-        Err(error) => Answer::Failed(error.to_json(version.as_str())),
-    }
+    crate::answer(lookup, input, |call, network| serve(plugin, call, network, netns.as_deref()))
 }
 
 fn serve(
@@ -80,13 +70,6 @@ fn serve(
     network: &Network,
     netns: Option<&Path>,
 ) -> Result<Option<Value>, CniError> {
-    let since = match call {
-        Call::Check(_) => SpecVersion::V040,
-        Call::Gc | Call::Status => SpecVersion::V110,
-        _ => SpecVersion::V030,
-    };
-    let verb = if matches!(call, Call::Check(_)) { "CHECK" } else { "GC and STATUS" };
-    network.require(verb, since)?;
     let nothing = |()| None;
     match (plugin, call) {
         (Plugin::Loopback, Call::Add(target)) => loopback::add(network, target).map(Some),
@@ -105,9 +88,14 @@ fn serve(
         (Plugin::Portmap, Call::Check(target)) => portmap::check(network, target).map(nothing),
         (Plugin::Portmap, Call::Del { attachment }) => portmap::del(network, attachment).map(nothing),
         (Plugin::Portmap, Call::Gc) => portmap::gc(network).map(nothing),
+        (Plugin::Ptp, Call::Add(target)) => ptp::add(network, target).map(Some),
+        (Plugin::Ptp, Call::Check(target)) => ptp::check(network, target).map(nothing),
+        (Plugin::Ptp, Call::Del { attachment }) => ptp::del(network, attachment, netns).map(nothing),
+        (Plugin::Ptp, Call::Gc) => ptp::gc(network).map(nothing),
+        (Plugin::Ptp, Call::Status) => ptp::status(network).map(nothing),
         (Plugin::Loopback, Call::Gc)
         | (Plugin::Loopback | Plugin::Bandwidth | Plugin::Portmap, Call::Status) => Ok(None),
-        // `run` answers it.
+        // `answer` of the library answers it.
         (_, Call::Version) => Ok(None),
     }
 }

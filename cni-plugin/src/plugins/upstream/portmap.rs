@@ -2,8 +2,9 @@
 //!
 //! The rules are those of upstream's nftables backend, in tables `ip cni_hostport` and `ip6 cni_hostport`: one rule for
 //! each port, whose comment is the container id. So rules that upstream made are found and removed here, and the
-//! reverse. `"backend": "iptables"` is served by the same rules. What needs to be understood by `iptables` or `nft`
-//! itself is refused: `conditionsV4`, `conditionsV6`, `externalSetMarkChain`.
+//! reverse. `"backend": "iptables"` is served by the same rules. Of `conditionsV4` and `conditionsV6` what keeps its meaning
+//! in such a rule ([`super::conditions`]) holds for the container's own ports; other words are refused, and so is
+//! `externalSetMarkChain`, the name of somebody else's iptables chain.
 //!
 //! A comment does not say whose network the container is in, so a file for each attachment does, below
 //! `/run/podway/portmap`: that is what GC goes by.
@@ -31,6 +32,7 @@ use podway_nft::{
 };
 use serde_json::{Map, Value};
 
+use super::conditions::{self, Condition};
 use super::passed_on;
 use crate::conf::Network;
 use crate::env::Target;
@@ -54,17 +56,37 @@ struct Conf {
     snat: bool,
     /// Whether everybody is.
     masquerade_all: bool,
+    /// What packets to the ports must be besides: IPv4, then IPv6.
+    conditions: [Vec<Condition>; 2],
 }
 
 fn read(network: &Network) -> Result<Conf, CniError> {
-    for key in ["conditionsV4", "conditionsV6", "externalSetMarkChain"] {
-        match network.key(key) {
-            None | Some(Value::Null) => {}
-            Some(Value::Array(list)) if list.is_empty() => {}
-            Some(value) => {
-                let message =
-                    format!("{key}: {value} is not supported (it is written for a program that is not run)");
-                return Err(CniError::new(Code::UnsupportedField, message));
+    let refuse = |key: &str, value: &str, why: &str| {
+        Err(CniError::new(Code::UnsupportedField, format!("{key}: {value} is not supported ({why})")))
+    };
+    match network.key("externalSetMarkChain") {
+        None | Some(Value::Null) => {}
+        Some(chain) => {
+            let why = "it names a chain of iptables that marks for a masquerade of its own; there are no such rules here";
+            return refuse("externalSetMarkChain", &chain.to_string(), why);
+        }
+    }
+    let mut conditions = [Vec::new(), Vec::new()];
+    for (key, v6) in [("conditionsV4", false), ("conditionsV6", true)] {
+        let list = match network.key(key) {
+            None | Some(Value::Null) => continue,
+            Some(Value::Array(list)) => list,
+            Some(other) => return refuse(key, &other.to_string(), "a list of words is expected"),
+        };
+        let Some(words) = list.iter().map(Value::as_str).collect::<Option<Vec<&str>>>() else {
+            return refuse(key, &Value::from(list.clone()).to_string(), "a list of words is expected");
+        };
+        match conditions::parse(&words, v6) {
+            Ok(all) => conditions[usize::from(v6)] = all,
+            Err(words) => {
+                let why =
+                    "served are source, destination and incoming interface, in the words of iptables or nft";
+                return refuse(key, &format!("{words:?}"), why);
             }
         }
     }
@@ -85,7 +107,7 @@ fn read(network: &Network) -> Result<Conf, CniError> {
     }
     let ports = ports::parse(network.runtime("portMappings"), &mut mistakes);
     if mistakes.is_empty() {
-        Ok(Conf { ports, snat, masquerade_all })
+        Ok(Conf { ports, snat, masquerade_all, conditions })
     } else {
         Err(CniError::config(&mistakes))
     }
@@ -132,6 +154,9 @@ fn rules(conf: &Conf, ip: IpAddr, container: &str) -> Vec<(Name, Rule)> {
     let mut all = Vec::new();
     for port in of_family(&conf.ports, ip) {
         let mut rule = Rule::new(container);
+        for condition in &conf.conditions[usize::from(ip.is_ipv6())] {
+            rule = condition.ask(rule);
+        }
         if let Some(host) = port.host_ip.filter(|host| !host.is_unspecified()) {
             rule = rule.is(destination, host);
         }

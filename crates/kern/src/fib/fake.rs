@@ -7,10 +7,11 @@ use ipnet::IpNet;
 
 use super::Kernel;
 use crate::rtnl::{
-    Address, FdbEntry, Link, LinkChange, LinkRef, Neighbour, NextHop, NextHopInfo, Request, Route, RouteKey,
-    RouteKind, TABLE_LOCAL, TABLE_MAIN, VxlanParams, VxlanSpec,
+    Address, FdbEntry, IpipParams, Link, LinkChange, LinkRef, Neighbour, NextHop, NextHopInfo, Request,
+    Route, RouteKey, RouteKind, TABLE_LOCAL, TABLE_MAIN, VxlanParams, VxlanSpec,
 };
 use crate::sysctl::Sysctl;
+use crate::wireguard::{WireguardChange, WireguardDevice};
 use crate::{Errno, KernelError};
 
 /// A kernel in memory. Its tables are open to tests, which play the other programs on the machine.
@@ -24,6 +25,8 @@ pub struct FakeKernel {
     pub neighbours: BTreeMap<(u32, IpAddr), Neighbour>,
     /// Forwarding entries, by device and Ethernet address.
     pub fdb: BTreeMap<(u32, podway_model::ids::MacAddr), FdbEntry>,
+    /// WireGuard devices by index.
+    pub wireguard: BTreeMap<u32, WireguardDevice>,
     /// Next-hop objects by id.
     pub next_hops: BTreeMap<u32, NextHop>,
     /// Routes, whoever made them.
@@ -75,6 +78,7 @@ impl FakeKernel {
         self.links.remove(&index);
         self.addresses.retain(|(i, _)| *i != index);
         self.fdb.retain(|(i, _), _| *i != index);
+        self.wireguard.remove(&index);
     }
 
     /// Deletes a next-hop object, with what the kernel does then.
@@ -123,23 +127,21 @@ impl FakeKernel {
             (other.vni, other.port) == (params.vni, params.port)
                 && other.local.map(|l| l.is_ipv6()) == Some(spec.local.is_ipv6())
         };
-        if self.links.values().any(|l| l.name == spec.name || l.vxlan.as_ref().is_some_and(clash)) {
+        if self.links.values().any(|l| l.vxlan.as_ref().is_some_and(clash)) {
+            return Err(Errno::EEXIST);
+        }
+        let link = Link { mac: Some(spec.mac), vxlan: Some(params), ..Link::default() };
+        self.add_link(&spec.name, "vxlan", spec.mtu, link).map(drop)
+    }
+
+    fn add_link(&mut self, name: &str, kind: &str, mtu: u32, link: Link) -> Result<u32, Errno> {
+        if self.links.values().any(|link| link.name == name) {
             return Err(Errno::EEXIST);
         }
         let index = self.links.keys().next_back().map_or(1, |last| last + 1);
-        self.links.insert(
-            index,
-            Link {
-                index,
-                name: spec.name.clone(),
-                kind: Some("vxlan".to_owned()),
-                mtu: spec.mtu,
-                mac: Some(spec.mac),
-                vxlan: Some(params),
-                ..Link::default()
-            },
-        );
-        Ok(())
+        let (name, kind) = (name.to_owned(), Some(kind.to_owned()));
+        self.links.insert(index, Link { index, name, kind, mtu, ..link });
+        Ok(index)
     }
 
     fn set_link(&mut self, link: &LinkRef, change: &LinkChange) -> Result<(), Errno> {
@@ -242,6 +244,18 @@ impl FakeKernel {
     fn work(&mut self, request: &Request<'_>) -> Result<(), Errno> {
         match request {
             Request::AddVxlan(spec) => self.add_vxlan(spec),
+            Request::AddIpip { name, local, mtu } => {
+                let ends = IpipParams { local: Some(*local), remote: None };
+                if self.links.values().any(|link| link.ipip == Some(ends)) {
+                    return Err(Errno::EEXIST);
+                }
+                self.add_link(name, "ipip", *mtu, Link { ipip: Some(ends), ..Link::default() }).map(drop)
+            }
+            Request::AddWireguard { name, mtu } => {
+                let index = self.add_link(name, "wireguard", *mtu, Link::default())?;
+                self.wireguard.insert(index, WireguardDevice::default());
+                Ok(())
+            }
             Request::SetLink(link, change) => self.set_link(link, change),
             Request::DeleteLink(link) => {
                 let index = self.find(link)?;
@@ -356,6 +370,25 @@ impl Kernel for FakeKernel {
             results.push(result.map_err(|errno| KernelError::refused(request.to_string(), errno)));
         }
         Ok(results)
+    }
+
+    fn wireguard(&mut self, interface: u32) -> Result<WireguardDevice, KernelError> {
+        let found = self.wireguard.get(&interface).cloned();
+        found.ok_or_else(|| KernelError::refused(format!("read wireguard device {interface}"), Errno::ENODEV))
+    }
+
+    fn set_wireguard(&mut self, interface: u32, change: &WireguardChange) -> Result<(), KernelError> {
+        let attempted = format!("set wireguard device {interface}");
+        self.log.push(attempted.clone());
+        if self.refuse_next > 0 {
+            self.refuse_next -= 1;
+            return Err(KernelError::refused(attempted, Errno::ENOMEM));
+        }
+        match self.wireguard.get_mut(&interface) {
+            Some(device) => device.apply(change),
+            None => return Err(KernelError::refused(attempted, Errno::ENODEV)),
+        }
+        Ok(())
     }
 
     fn read_sysctl(&mut self, sysctl: &Sysctl) -> Result<String, KernelError> {

@@ -16,6 +16,7 @@ use ipnet::IpNet;
 use crate::KernelError;
 use crate::rtnl::{FdbEntry, Link, Neighbour, NextHopInfo, Request, Route, RouteFilter, Rtnl, TABLE_MAIN};
 use crate::sysctl::Sysctl;
+use crate::wireguard::{Wireguard, WireguardChange, WireguardDevice};
 
 pub use fake::FakeKernel;
 
@@ -35,6 +36,10 @@ pub trait Kernel {
     fn routes(&mut self, protocol: u8) -> Result<Vec<Route>, KernelError>;
     /// Makes changes, in order; one result per request, and a refusal does not keep the rest from being tried.
     fn apply(&mut self, requests: &[Request<'_>]) -> Result<Vec<Result<(), KernelError>>, KernelError>;
+    /// Key, port and peers of a WireGuard device.
+    fn wireguard(&mut self, interface: u32) -> Result<WireguardDevice, KernelError>;
+    /// Changes key, port and peers of a WireGuard device.
+    fn set_wireguard(&mut self, interface: u32, change: &WireguardChange) -> Result<(), KernelError>;
     /// Reads a sysctl.
     fn read_sysctl(&mut self, sysctl: &Sysctl) -> Result<String, KernelError>;
     /// Writes a sysctl.
@@ -45,18 +50,27 @@ pub trait Kernel {
 #[derive(Debug)]
 pub struct NetlinkKernel {
     rtnl: Rtnl,
+    /// Opened when there is a device to talk about: many kernels have none.
+    wireguard: Option<Wireguard>,
 }
 
 impl NetlinkKernel {
-    /// In the calling thread's network namespace. Sysctls are those of whichever thread calls later: call from
-    /// threads of the same namespace.
+    /// In the calling thread's network namespace. Sysctls and WireGuard devices are those of whichever thread calls
+    /// later: call from threads of the same namespace.
     pub fn open() -> Result<Self, KernelError> {
-        Rtnl::open().map(|rtnl| Self { rtnl })
+        Rtnl::open().map(|rtnl| Self { rtnl, wireguard: None })
     }
 
     /// Port id of its socket: notifications of its own changes carry it.
     pub fn port(&self) -> u32 {
         self.rtnl.port()
+    }
+
+    fn open_wireguard(&mut self) -> Result<&mut Wireguard, KernelError> {
+        match &mut self.wireguard {
+            Some(open) => Ok(open),
+            none => Ok(none.insert(Wireguard::open()?)),
+        }
     }
 
     /// Its socket.
@@ -92,6 +106,14 @@ impl Kernel for NetlinkKernel {
 
     fn apply(&mut self, requests: &[Request<'_>]) -> Result<Vec<Result<(), KernelError>>, KernelError> {
         self.rtnl.batch(requests)
+    }
+
+    fn wireguard(&mut self, interface: u32) -> Result<WireguardDevice, KernelError> {
+        self.open_wireguard()?.device(interface)
+    }
+
+    fn set_wireguard(&mut self, interface: u32, change: &WireguardChange) -> Result<(), KernelError> {
+        self.open_wireguard()?.set(interface, change)
     }
 
     fn read_sysctl(&mut self, sysctl: &Sysctl) -> Result<String, KernelError> {

@@ -1,13 +1,13 @@
-//! Links: veth, vxlan, bridge, ifb; and what is read back.
+//! Links: veth, vxlan, ipip, wireguard, bridge, ifb; and what is read back.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 use netlink_packet_core::{DefaultNla, NLA_F_NESTED};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::link::{
-    AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridge, InfoData, InfoKind, InfoVeth,
-    InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State,
+    AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridge, InfoData, InfoIpTunnel, InfoKind,
+    InfoVeth, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State,
 };
 use podway_model::ids::MacAddr;
 
@@ -71,6 +71,8 @@ pub struct Link {
     pub link: Option<u32>,
     /// Tunnel parameters of a `vxlan` device.
     pub vxlan: Option<VxlanParams>,
+    /// Tunnel parameters of an `ipip` device.
+    pub ipip: Option<IpipParams>,
     /// Transmit queues.
     pub tx_queues: u32,
 }
@@ -86,6 +88,15 @@ pub struct VxlanParams {
     pub local: Option<IpAddr>,
     /// Whether the device learns from packets. Ours never does.
     pub learning: bool,
+}
+
+/// Ends of an IPIP device. Without a remote one it is a link to everybody: a route's gateway is the other end.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct IpipParams {
+    /// Underlay address of this end.
+    pub local: Option<Ipv4Addr>,
+    /// Underlay address of the other end.
+    pub remote: Option<Ipv4Addr>,
 }
 
 /// One end of a new veth pair. Both are made down: the peer cannot come up before the pair is whole (ENOTCONN).
@@ -232,6 +243,25 @@ pub(super) fn vxlan(spec: &VxlanSpec) -> LinkMessage {
     message
 }
 
+pub(super) fn ipip(name: &str, local: Ipv4Addr, mtu: u32) -> LinkMessage {
+    let mut message = by_ref(&LinkRef::Name(name.to_owned()));
+    message.attributes.push(LinkAttribute::Mtu(mtu));
+    // An outer packet is never larger than what its inner one was told: it may not be fragmented either.
+    let data = vec![InfoIpTunnel::Local(local.into()), InfoIpTunnel::PMtuDisc(true)];
+    message.attributes.push(LinkAttribute::LinkInfo(vec![
+        LinkInfo::Kind(InfoKind::IpIp),
+        LinkInfo::Data(InfoData::IpTunnel(data)),
+    ]));
+    message
+}
+
+pub(super) fn wireguard(name: &str, mtu: u32) -> LinkMessage {
+    let mut message = by_ref(&LinkRef::Name(name.to_owned()));
+    message.attributes.push(LinkAttribute::Mtu(mtu));
+    message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Wireguard)]));
+    message
+}
+
 pub(super) fn ifb(name: &str, mtu: u32) -> LinkMessage {
     let mut message = by_ref(&LinkRef::Name(name.to_owned()));
     message.attributes.push(LinkAttribute::Mtu(mtu));
@@ -330,6 +360,8 @@ pub(crate) fn decode(message: LinkMessage) -> Link {
                     match info {
                         LinkInfo::Kind(kind) => link.kind = Some(kind.to_string()),
                         LinkInfo::Data(InfoData::Vxlan(data)) => link.vxlan = Some(decode_vxlan(&data)),
+                        // The same form serves ipip, sit and ip6tnl; the kind tells them apart.
+                        LinkInfo::Data(InfoData::IpTunnel(data)) => link.ipip = Some(decode_ipip(&data)),
                         _ => {}
                     }
                 }
@@ -338,6 +370,22 @@ pub(crate) fn decode(message: LinkMessage) -> Link {
         }
     }
     link
+}
+
+fn decode_ipip(data: &[InfoIpTunnel]) -> IpipParams {
+    let set = |ip: &IpAddr| match ip {
+        IpAddr::V4(ip) if !ip.is_unspecified() => Some(*ip),
+        _ => None,
+    };
+    let mut params = IpipParams::default();
+    for item in data {
+        match item {
+            InfoIpTunnel::Local(local) => params.local = set(local),
+            InfoIpTunnel::Remote(remote) => params.remote = set(remote),
+            _ => {}
+        }
+    }
+    params
 }
 
 fn decode_vxlan(data: &[InfoVxlan]) -> VxlanParams {

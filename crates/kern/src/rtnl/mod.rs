@@ -20,7 +20,7 @@ use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteType};
 
 pub use address::{Address, AddressInfo};
-pub use link::{Ipv4Setting, Link, LinkChange, LinkRef, VethEnd, VxlanParams, VxlanSpec};
+pub use link::{IpipParams, Ipv4Setting, Link, LinkChange, LinkRef, VethEnd, VxlanParams, VxlanSpec};
 pub use neighbour::{FdbEntry, Neighbour};
 pub use nexthop::{NextHop, NextHopInfo};
 pub use request::Request;

@@ -1,6 +1,7 @@
 //! One change, typed; what it looks like on the wire and in words.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::os::fd::BorrowedFd;
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
@@ -26,6 +27,22 @@ pub enum Request<'ns> {
     },
     /// A VXLAN device, down.
     AddVxlan(VxlanSpec),
+    /// An IPIP device without a remote end, down.
+    AddIpip {
+        /// Name.
+        name: String,
+        /// Underlay address of this end.
+        local: Ipv4Addr,
+        /// MTU in bytes.
+        mtu: u32,
+    },
+    /// A WireGuard device, down, without key and peers: see [`crate::wireguard`].
+    AddWireguard {
+        /// Name.
+        name: String,
+        /// MTU in bytes.
+        mtu: u32,
+    },
     /// A bridge, down.
     AddBridge(String),
     /// An intermediate functional block, down: a device whose queueing discipline sees what others receive.
@@ -73,6 +90,8 @@ impl Request<'_> {
                 (RTM_NEWLINK, ADD, emit(&link::veth(host, peer, *peer_netns)))
             }
             Self::AddVxlan(spec) => (RTM_NEWLINK, ADD, emit(&link::vxlan(spec))),
+            Self::AddIpip { name, local, mtu } => (RTM_NEWLINK, ADD, emit(&link::ipip(name, *local, *mtu))),
+            Self::AddWireguard { name, mtu } => (RTM_NEWLINK, ADD, emit(&link::wireguard(name, *mtu))),
             Self::AddBridge(name) => (RTM_NEWLINK, ADD, emit(&link::bridge(name))),
             Self::AddIfb { name, mtu } => (RTM_NEWLINK, ADD, emit(&link::ifb(name, *mtu))),
             Self::SetLink(link, change) => (RTM_SETLINK, 0, emit(&link::change(link, change))),
@@ -100,6 +119,8 @@ impl fmt::Display for Request<'_> {
             Self::AddVxlan(spec) => {
                 write!(f, "add vxlan {} id {} local {} port {}", spec.name, spec.vni, spec.local, spec.port)
             }
+            Self::AddIpip { name, local, .. } => write!(f, "add ipip {name} local {local}"),
+            Self::AddWireguard { name, .. } => write!(f, "add wireguard {name}"),
             Self::AddBridge(name) => write!(f, "add bridge {name}"),
             Self::AddIfb { name, .. } => write!(f, "add ifb {name}"),
             Self::SetLink(link, _) => write!(f, "change {link}"),

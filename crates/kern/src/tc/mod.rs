@@ -12,8 +12,9 @@ mod wire;
 use std::fmt;
 
 use crate::KernelError;
+use crate::attributes::{Attributes, Writer};
 use crate::netlink::{Connection, Message};
-use wire::{Attributes, Head, Writer};
+use wire::Head;
 
 const RTM_NEWQDISC: u16 = 36;
 const RTM_DELQDISC: u16 = 37;
@@ -105,7 +106,7 @@ pub enum TcRequest {
 impl TcRequest {
     fn encode(&self) -> Message {
         let message = |kind, flags, head, body: &dyn Fn(&mut Writer)| {
-            let mut w = Writer::new(head);
+            let mut w = Writer::new(Head::to_bytes(head));
             body(&mut w);
             Message { kind, flags, payload: w.into_bytes() }
         };
@@ -178,7 +179,7 @@ impl Tc {
 
     /// The token bucket at a device's root, if it is one.
     pub fn root(&mut self, index: u32) -> Result<Option<Tbf>, KernelError> {
-        let query = Writer::new(Head { index, handle: 0, parent: 0, info: 0 }).into_bytes();
+        let query = Head { index, handle: 0, parent: 0, info: 0 }.to_bytes();
         let found = self.connection.dump(RTM_GETQDISC, &query, "list qdiscs", |_, payload| {
             Ok(Head::read(payload)
                 .filter(|(head, _)| head.index == index && head.parent == ROOT)
@@ -189,7 +190,7 @@ impl Tc {
 
     /// Index of the device to which everything that comes in through a device is sent on, if that is so.
     pub fn redirect(&mut self, index: u32) -> Result<Option<u32>, KernelError> {
-        let query = Writer::new(Head { index, handle: 0, parent: INGRESS_HANDLE, info: 0 }).into_bytes();
+        let query = Head { index, handle: 0, parent: INGRESS_HANDLE, info: 0 }.to_bytes();
         let found = self.connection.dump(RTM_GETTFILTER, &query, "list filters", |_, payload| {
             Ok(Head::read(payload)
                 .filter(|(head, _)| head.index == index)

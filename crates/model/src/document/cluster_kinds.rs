@@ -8,9 +8,9 @@ use ipnet::IpNet;
 use super::reader::{Field, Map};
 use super::{CLUSTER_CONFIG_NAME, Document, Kind, labels};
 use crate::cluster::{
-    Assignment, Backend, BgpConfig, BgpPeer, ClusterConfig, Inventory, MasqueradeConfig, PeerExport,
-    PeerImport, PolicyConfig, PolicyMode, PolicyTimeout, Pool, Reflector, SourceAddress, Topology,
-    VxlanConfig,
+    Assignment, Backend, BgpConfig, BgpPeer, ClusterConfig, Encapsulation, Inventory, IpipConfig, IpipMode,
+    MasqueradeConfig, PeerExport, PeerImport, PolicyConfig, PolicyMode, PolicyTimeout, Pool, Reflector,
+    SourceAddress, Topology, VxlanConfig, WireguardConfig,
 };
 use crate::ids::{Asn, Mtu, NodeName, Vni};
 use crate::k8s::LabelSelector;
@@ -58,13 +58,21 @@ pub(super) fn read(kind: Kind, map: &Map<'_>) -> Option<Document> {
 fn cluster_config(field: &Field<'_>) -> Option<ClusterConfig> {
     let map = field.map("the cluster's settings")?;
     let backend = map.or("backend", Backend::default(), |f| {
-        f.one_of(&[("host-gw", Backend::HostGw), ("vxlan", Backend::Vxlan), ("bgp", Backend::Bgp)])
+        f.one_of(&[
+            ("host-gw", Backend::HostGw),
+            ("vxlan", Backend::Vxlan),
+            ("ipip", Backend::Ipip),
+            ("wireguard", Backend::Wireguard),
+            ("bgp", Backend::Bgp),
+        ])
     });
     let underlay_mtu = map.maybe("underlayMtu", |f| {
         let expected = "an MTU (1280 to 65535 bytes)";
         number(f, expected, |n: u32| Mtu::try_from(n).ok())
     });
     let vxlan = map.or("vxlan", VxlanConfig::default(), vxlan);
+    let ipip = map.or("ipip", IpipConfig::default(), ipip);
+    let wireguard = map.or("wireguard", WireguardConfig::default(), wireguard);
     let bgp = map.or("bgp", BgpConfig::default(), bgp);
     let masquerade = map.or("masquerade", MasqueradeConfig::default(), masquerade);
     let policy = map.or("policy", PolicyConfig::default(), policy);
@@ -74,6 +82,8 @@ fn cluster_config(field: &Field<'_>) -> Option<ClusterConfig> {
         backend: backend?,
         underlay_mtu: underlay_mtu?,
         vxlan: vxlan?,
+        ipip: ipip?,
+        wireguard: wireguard?,
         bgp: bgp?,
         masquerade: masquerade?,
         policy: policy?,
@@ -108,6 +118,25 @@ fn vxlan(field: &Field<'_>) -> Option<VxlanConfig> {
     let direct_routing = map.or("directRouting", default.direct_routing, Field::boolean);
     map.refuse_unknown();
     Some(VxlanConfig { vni: vni?, port: port?, direct_routing: direct_routing? })
+}
+
+fn ipip(field: &Field<'_>) -> Option<IpipConfig> {
+    let map = field.map("IPIP settings")?;
+    let mode = map.or("mode", IpipMode::default(), |f| {
+        f.one_of(&[("always", IpipMode::Always), ("crossSubnet", IpipMode::CrossSubnet)])
+    });
+    map.refuse_unknown();
+    Some(IpipConfig { mode: mode? })
+}
+
+fn wireguard(field: &Field<'_>) -> Option<WireguardConfig> {
+    let default = WireguardConfig::default();
+    let map = field.map("WireGuard settings")?;
+    let port = map.or("port", default.port, port);
+    let keepalive_seconds = map
+        .or("keepaliveSeconds", default.keepalive_seconds, |f| number(f, "0 (none) to 65535 seconds", Some));
+    map.refuse_unknown();
+    Some(WireguardConfig { port: port?, keepalive_seconds: keepalive_seconds? })
 }
 
 fn bgp(field: &Field<'_>) -> Option<BgpConfig> {
@@ -183,6 +212,16 @@ fn pool(field: &Field<'_>) -> Option<Pool> {
     let assignment = map.or("assignment", Assignment::default(), |f| {
         f.one_of(&[("automatic", Assignment::Automatic), ("manual", Assignment::Manual)])
     });
+    let encapsulation = map.maybe("encapsulation", |f| {
+        let chosen = f.one_of(&Encapsulation::ALL)?;
+        if let Some(cidr) = cidr.filter(|cidr| !chosen.carries(cidr)) {
+            f.wrong(format!(
+                "none, vxlan, vxlanCrossSubnet or wireguard for {cidr} (IPIP carries IPv4 only)"
+            ));
+            return None;
+        }
+        Some(chosen)
+    });
     let disabled = map.or("disabled", false, Field::boolean);
     map.refuse_unknown();
     let pool = Pool {
@@ -192,6 +231,7 @@ fn pool(field: &Field<'_>) -> Option<Pool> {
         namespace_selector: namespace_selector?,
         nat: nat?,
         assignment: assignment?,
+        encapsulation: encapsulation?,
         disabled: disabled?,
     };
     if pool.block_len() < pool.cidr.prefix_len() {

@@ -16,6 +16,8 @@ spec:
   backend: bgp
   underlayMtu: 9000
   vxlan: {vni: 42, port: 4789, directRouting: true}
+  ipip: {mode: crossSubnet}
+  wireguard: {port: 4500, keepaliveSeconds: 25}
   bgp: {asn: 4200000000, topology: reflectors, port: 1790, holdTimeSeconds: 3, restartTimeSeconds: 0}
   masquerade: {enabled: false, exclude: [10.0.0.0/8, "fd00::/8"]}
   policy: {mode: none, onTimeout: closed}
@@ -24,7 +26,7 @@ spec:
 apiVersion: podway.io/v1
 kind: Pool
 metadata: {name: v4}
-spec: {cidr: 10.244.0.0/16, blockSize: 24, nat: false}
+spec: {cidr: 10.244.0.0/16, blockSize: 24, nat: false, encapsulation: ipipCrossSubnet}
 ---
 apiVersion: podway.io/v1
 kind: Pool
@@ -181,7 +183,15 @@ fn all_mistakes_of_all_documents_come_at_once_with_their_lines() {
 fn one_mistake_in_each_field_is_found() {
     for (text, field) in [
         (own("ClusterConfig", "other", "{}"), "metadata.name"),
-        (own("ClusterConfig", "default", "{backend: ipip}"), "spec.backend"),
+        (own("ClusterConfig", "default", "{backend: ipsec}"), "spec.backend"),
+        (own("ClusterConfig", "default", "{ipip: {mode: never}}"), "spec.ipip.mode"),
+        (own("ClusterConfig", "default", "{wireguard: {port: 0}}"), "spec.wireguard.port"),
+        (
+            own("ClusterConfig", "default", "{wireguard: {keepaliveSeconds: 65536}}"),
+            "spec.wireguard.keepaliveSeconds",
+        ),
+        (own("Pool", "p", "{cidr: 10.0.0.0/16, encapsulation: gre}"), "spec.encapsulation"),
+        (own("Pool", "p", "{cidr: \"fd00::/64\", encapsulation: ipip}"), "spec.encapsulation"),
         (own("ClusterConfig", "default", "{underlayMtu: 1000}"), "spec.underlayMtu"),
         (own("ClusterConfig", "default", "{vxlan: {vni: 0}}"), "spec.vxlan.vni"),
         (own("ClusterConfig", "default", "{vxlan: {port: 65536}}"), "spec.vxlan.port"),

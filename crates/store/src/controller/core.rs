@@ -101,6 +101,14 @@ impl Controller {
         self.next_look
     }
 
+    /// At most [`Times::look`]; a short grace period has two looks in it, and two looks are a second apart.
+    fn between_looks(&self) -> Duration {
+        let grace =
+            self.inventory.as_ref().map(|inventory| Duration::from_secs(inventory.grace_seconds.into()));
+        let wanted = grace.map_or(self.times.look, |grace| (grace / 2).max(Duration::from_secs(1)));
+        self.times.look.min(wanted)
+    }
+
     /// What is missing until this replica can do its part.
     pub(super) fn waiting_for(&self) -> Vec<String> {
         match (&self.away, self.has_snapshot) {
@@ -127,7 +135,7 @@ impl Controller {
             Event::Store(event) => self.on_store(event),
             Event::Time(unix) => {
                 if self.next_look <= now {
-                    self.next_look = now + self.times.look;
+                    self.next_look = now + self.between_looks();
                     self.look(now, unix, out);
                 }
             }
@@ -150,6 +158,8 @@ impl Controller {
                 }
             }
         }
+        // A grace period that became shorter is not waited for in the old steps.
+        self.next_look = self.next_look.min(now + self.between_looks());
         if self.has_snapshot && self.away.is_none() {
             if self.lock().is_none() && !self.is_locking && self.lock_not_before <= now {
                 self.is_locking = true;

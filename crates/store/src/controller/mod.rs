@@ -31,7 +31,8 @@ use crate::{Hold, ReleaseReport, Store, StoreError, release_node};
 /// When things happen.
 #[derive(Debug, Clone, Copy)]
 pub struct Times {
-    /// Between two looks at who is missing; a node is freed at its second look at the earliest.
+    /// Between two looks at who is missing, at most: half a grace period that is shorter. A node is freed at its second
+    /// look at the earliest.
     pub look: Duration,
     /// Before an attempt that failed is made again.
     pub retry: Duration,

@@ -120,7 +120,7 @@ fn two_looks_are_needed_however_short_the_grace_period_is() {
     rig.put("config", &config(&[1, 2], 0));
     let seen = rig.pass(200);
     let [(at, Action::Free { .. })] = &seen[..] else { panic!("{seen:?}") };
-    assert!(*at >= LOOK.as_secs());
+    assert!((1..10).contains(at), "two looks, which are close to each other then: {at} s");
 }
 
 #[test]

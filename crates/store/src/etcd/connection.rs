@@ -11,11 +11,11 @@ use std::time::Duration;
 use etcd_client::{Certificate, Client, ConnectOptions, Error, GetOptions, Identity, KeyValue, TlsOptions};
 use podway_model::config::EtcdConfig;
 use podway_model::mistakes::Mistakes;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tokio::time::timeout;
 
 use super::Answer;
-use crate::{Entry, StoreError};
+use crate::{Entry, StoreError, TAKES_NO_MORE};
 
 /// How long one endpoint has to accept a connection and to answer the probe.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -40,6 +40,8 @@ mod code {
 pub(super) struct Connection {
     config: EtcdConfig,
     slot: Mutex<Slot>,
+    /// What keeps the store from taking writes: for every watch to tell.
+    alarms: watch::Sender<Vec<String>>,
 }
 
 #[derive(Debug, Default)]
@@ -102,7 +104,8 @@ impl Connection {
                 wrong(field, &path, &format!("a file that can be read ({error})"));
             }
         }
-        mistakes.into_result(Self { config: config.clone(), slot: Mutex::default() })
+        let alarms = watch::channel(vec![]).0;
+        mistakes.into_result(Self { config: config.clone(), slot: Mutex::default(), alarms })
     }
 
     /// All endpoints, for people.
@@ -128,6 +131,49 @@ impl Connection {
     /// The key without the store's prefix.
     pub(super) fn relative(&self, kv: &KeyValue) -> Option<String> {
         Some(kv.key_str().ok()?.strip_prefix(&self.config.prefix)?.to_owned())
+    }
+
+    /// What keeps the store from taking writes, as it changes.
+    pub(super) fn alarms(&self) -> watch::Receiver<Vec<String>> {
+        self.alarms.subscribe()
+    }
+
+    /// Asks for alarms: who has nothing to write learns of them all the same. Tells nothing where it is not answered.
+    pub(super) async fn look_for_alarms(&self, connected: &Connected) {
+        let mut client = connected.client.clone();
+        let Ok(Ok(status)) = timeout(CALL, client.status()).await else { return };
+        let raised = |name: &str| status.errors().iter().any(|error| error.contains(name));
+        let mut alarms = vec![];
+        if raised("NOSPACE") {
+            alarms.push(no_space(&connected.endpoint));
+        }
+        if raised("CORRUPT") {
+            let endpoint = &connected.endpoint;
+            alarms.push(format!(
+                "{endpoint}: etcd's alarm CORRUPT is raised: a member's data differ from the others'"
+            ));
+        }
+        self.set_alarms(|known| *known = alarms);
+    }
+
+    fn set_alarms(&self, change: impl FnOnce(&mut Vec<String>)) {
+        self.alarms.send_if_modified(|known| {
+            let before = known.clone();
+            change(known);
+            *known != before
+        });
+    }
+
+    /// A write that was taken, or refused for want of space, says more than the last look.
+    fn note_write(&self, connected: &Connected, is_full: bool) {
+        self.set_alarms(|known| {
+            let is_known = known.iter().any(|alarm| alarm.contains(TAKES_NO_MORE));
+            if is_full && !is_known {
+                known.push(no_space(&connected.endpoint));
+            } else if !is_full {
+                known.retain(|alarm| !alarm.contains(TAKES_NO_MORE));
+            }
+        });
     }
 
     /// The live connection, or a new one to the first endpoint that answers.
@@ -217,10 +263,18 @@ impl Connection {
         call: impl AsyncFnOnce(Client) -> Answer<T>,
     ) -> Result<T, StoreError> {
         let result = match timeout(CALL, call(connected.client.clone())).await {
-            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Ok(answer)) => {
+                if what == "write" {
+                    self.note_write(connected, false);
+                }
+                return Ok(answer);
+            }
             Ok(Err(error)) => Err(classify(error, &connected.endpoint, what, key)),
             Err(_) => Err(StoreError::Timeout { endpoint: connected.endpoint.clone(), after: CALL }),
         };
+        if let Err(StoreError::Full { .. }) = result {
+            self.note_write(connected, true);
+        }
         // A denied call may be an expired token: the next connection logs in again.
         if let Err(StoreError::Unavailable { .. } | StoreError::Timeout { .. } | StoreError::Denied { .. }) =
             result
@@ -258,6 +312,14 @@ impl Connection {
             }
         }
     }
+}
+
+/// What an operator reads: the cause, what goes on, and the way out.
+fn no_space(endpoint: &str) -> String {
+    format!(
+        "{endpoint}: etcd {TAKES_NO_MORE} (alarm NOSPACE): nothing new is written, everything that runs goes on; \
+         compact, defragment, then `etcdctl alarm disarm` (deploy/etcd/README.md)"
+    )
 }
 
 /// Whether history was compacted under a read at an older revision (`rpctypes.ErrGRPCCompacted`).

@@ -12,6 +12,8 @@
 mod connection;
 mod lease;
 #[cfg(test)]
+mod roles;
+#[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
@@ -25,7 +27,7 @@ use podway_model::config::EtcdConfig;
 use podway_model::mistakes::Mistakes;
 
 use crate::coalesce::Outlet;
-use crate::{Capabilities, Entry, Expect, Listing, Store, StoreError, Watch, Written};
+use crate::{Capabilities, Entry, Expect, Guard, Listing, Store, StoreError, Watch, Written};
 use connection::Connection;
 use lease::Lease;
 
@@ -44,16 +46,16 @@ impl EtcdStore {
         Ok(Self { connection, lease })
     }
 
-    /// A transaction of one write under one condition, answering what stands there otherwise.
+    /// A transaction of one write under conditions, answering what stands there otherwise.
     async fn conditional(
         &self,
         what: &'static str,
         key: &str,
-        condition: Compare,
+        conditions: Vec<Compare>,
         write: TxnOp,
     ) -> Result<Written, StoreError> {
         let full = self.connection.full_key(key);
-        let txn = Txn::new().when([condition]).and_then([write]).or_else([TxnOp::get(full, None)]);
+        let txn = Txn::new().when(conditions).and_then([write]).or_else([TxnOp::get(full, None)]);
         let answer =
             self.connection.once(what, key, async move |mut client: Client| client.txn(txn).await).await?;
         let revision = answer.header().map_or(0, |header| header.revision());
@@ -128,7 +130,19 @@ impl Store for EtcdStore {
 
     async fn put_if(&self, key: &str, value: &[u8], expect: Expect) -> Result<Written, StoreError> {
         let write = TxnOp::put(self.connection.full_key(key), value, None);
-        self.conditional("write", key, self.condition(key, expect), write).await
+        self.conditional("write", key, vec![self.condition(key, expect)], write).await
+    }
+
+    async fn put_guarded(
+        &self,
+        key: &str,
+        value: &[u8],
+        expect: Expect,
+        guard: &Guard,
+    ) -> Result<Written, StoreError> {
+        let write = TxnOp::put(self.connection.full_key(key), value, None);
+        let conditions = vec![self.condition(key, expect), self.condition(&guard.key, guard.expect)];
+        self.conditional("write", key, conditions, write).await
     }
 
     async fn put_leased(&self, key: &str, value: &[u8], expect: Expect) -> Result<Written, StoreError> {
@@ -137,7 +151,7 @@ impl Store for EtcdStore {
             let lease = self.lease.id(key).await?;
             let options = PutOptions::new().with_lease(lease);
             let write = TxnOp::put(self.connection.full_key(key), value, Some(options));
-            match self.conditional("write", key, self.condition(key, expect), write).await {
+            match self.conditional("write", key, vec![self.condition(key, expect)], write).await {
                 // The lease ended before its keeper noticed; nothing was written, so once more with a new one.
                 Err(StoreError::Refused { cause, .. })
                     if attempts == 0 && connection::is_lease_lost(&cause) =>
@@ -161,7 +175,8 @@ impl Store for EtcdStore {
 
     async fn delete_if(&self, key: &str, mod_revision: i64) -> Result<Written, StoreError> {
         let write = TxnOp::delete(self.connection.full_key(key), None);
-        self.conditional("delete", key, self.condition(key, Expect::Revision(mod_revision)), write).await
+        let condition = self.condition(key, Expect::Revision(mod_revision));
+        self.conditional("delete", key, vec![condition], write).await
     }
 }
 

@@ -1,13 +1,14 @@
 //! etcd's own ways to go wrong, with a real one.
 
-use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use etcd_client::{Client, Permission, PermissionType};
+use etcd_client::{
+    AlarmAction, AlarmOptions, AlarmType, Client, CompactionOptions, Permission, PermissionType,
+};
 use podway_model::config::{EtcdConfig, StoreConfig};
 
-use super::testing::{Etcd, eventually, with_etcd};
+use super::testing::{Etcd, eventually, make_certificates, tls_arguments, tls_config, with_etcd};
 use crate::conformance::Consumer;
 use crate::{Store, StoreError, open};
 
@@ -183,60 +184,65 @@ fn users_log_in_and_may_write_only_what_their_role_says() {
     });
 }
 
-fn openssl(folder: &Path, arguments: &str) -> bool {
-    let done = Command::new("openssl").args(arguments.split(' ')).current_dir(folder).output();
-    done.is_ok_and(|output| output.status.success())
-}
-
-/// A certification authority, a server and a client.
-fn make_certificates(folder: &Path) -> bool {
-    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2";
-    std::fs::write(folder.join("server.ext"), "subjectAltName=IP:127.0.0.1\n").unwrap();
-    std::fs::write(folder.join("client.ext"), "extendedKeyUsage=clientAuth\n").unwrap();
-    let mut done = openssl(folder, &format!("req -x509 {key} -subj /CN=ca -keyout ca.key -out ca.pem"));
-    for name in ["server", "client"] {
-        done &= openssl(
-            folder,
-            &format!("req -new {key} -subj /CN={name} -keyout {name}.key -out {name}.csr"),
-        ) && openssl(
-            folder,
-            &format!(
-                "x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile {name}.ext -out {name}.pem"
-            ),
-        );
-    }
-    done
-}
-
 #[test]
 fn tls_with_client_certificates() {
     with_etcd("tls_with_client_certificates", |folder| async move {
-        if !make_certificates(&folder) {
+        if !make_certificates(&folder, &["client"]) {
             println!("SKIP tls_with_client_certificates: needs openssl on PATH");
             return;
         }
-        let file = |name: &str| folder.join(name);
-        let more = [
-            "--listen-client-urls=https://127.0.0.1:2379".to_owned(),
-            "--advertise-client-urls=https://127.0.0.1:2379".to_owned(),
-            "--client-cert-auth".to_owned(),
-            format!("--trusted-ca-file={}", file("ca.pem").display()),
-            format!("--cert-file={}", file("server.pem").display()),
-            format!("--key-file={}", file("server.key").display()),
-        ];
-        let _etcd = Etcd::start(&folder.join("data"), PORT, &more);
-        let with_certificate = EtcdConfig {
-            endpoints: vec!["https://127.0.0.1:2379".into()],
-            ca_file: Some(file("ca.pem")),
-            cert_file: Some(file("client.pem")),
-            key_file: Some(file("client.key")),
-            ..config()
-        };
+        let _etcd = Etcd::start(&folder.join("data"), PORT, &tls_arguments(&folder));
+        let with_certificate = tls_config(&folder, "client");
         let without = EtcdConfig { cert_file: None, key_file: None, ..with_certificate.clone() };
         let store_with = store(with_certificate);
         up(&store_with).await;
         store_with.put("nodes/a", b"1").await.unwrap();
         assert!(store(without).get("nodes/a").await.is_err());
+    });
+}
+
+/// Compaction, defragmentation, disarming: what the documentation says.
+async fn make_room(client: &mut Client) {
+    let revision = client.get("x", None).await.unwrap().header().unwrap().revision();
+    client.compact(revision, Some(CompactionOptions::new().with_physical())).await.unwrap();
+    client.defragment().await.unwrap();
+    let raised = client.alarm(AlarmAction::Get, AlarmType::None, None).await.unwrap();
+    for alarm in raised.alarms() {
+        let mut of = AlarmOptions::new();
+        of.with_member(alarm.member_id());
+        client.alarm(AlarmAction::Deactivate, AlarmType::Nospace, Some(of)).await.unwrap();
+    }
+}
+
+#[test]
+fn a_quota_that_is_used_up_is_told_by_the_watch_and_stops_no_reader() {
+    with_etcd("a_quota_that_is_used_up_is_told_by_the_watch_and_stops_no_reader", |folder| async move {
+        let _etcd = Etcd::start(&folder, PORT, &["--quota-backend-bytes=2000000".to_owned()]);
+        let (writer, idle) = (store(config()), store(config()));
+        up(&writer).await;
+        let mut watch = writer.watch(&["nodes/"]);
+        let mut seen = Consumer::default();
+        seen.until(&mut watch, "the snapshot", |c| c.snapshots == 1).await;
+        writer.put_leased("live/a", b"1", crate::Expect::Absent).await.unwrap();
+        let value = vec![b'x'; 100_000];
+        let full = eventually("the quota is used up", || async { writer.put("nodes/a", &value).await.err() });
+        let full = full.await;
+        assert!(matches!(full, StoreError::Full { .. }), "{full}");
+        let told = |c: &Consumer| c.problems.iter().any(|problem| problem.contains("disarm"));
+        seen.until(&mut watch, "the alarm", told).await;
+        // Who writes nothing is told when its watch begins; reads, watches and deletions go on, the lease too.
+        let (mut quiet, mut watched) = (Consumer::default(), idle.watch(&["nodes/", "live/"]));
+        quiet.until(&mut watched, "the alarm", |c| told(c) && c.snapshots == 1).await;
+        assert!(matches!(writer.put("nodes/b", b"1").await, Err(StoreError::Full { .. })));
+        assert!(writer.delete("nodes/a").await.unwrap());
+        quiet.until(&mut watched, "the deletion", |c| !c.entries.contains_key("nodes/a")).await;
+
+        make_room(&mut client(PORT).await).await;
+        writer.put("nodes/b", b"1").await.unwrap();
+        seen.until(&mut watch, "the end of the alarm", |c| c.problems.is_empty() && c.has("nodes/b", "1"))
+            .await;
+        assert!(quiet.entries.contains_key("live/a"), "the lease was kept alive");
+        assert!(!seen.was_away && !quiet.was_away);
     });
 }
 

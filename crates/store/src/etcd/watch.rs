@@ -20,6 +20,18 @@ const PAGE: i64 = 500;
 /// Largest answer accepted, in bytes. A value in etcd has at most 1.5 MB, ours have less than 10 kB.
 const MAX_ANSWER: usize = 256 << 20;
 
+/// How often etcd is asked whether it takes writes; one that does not is read and watched like any other.
+const LOOK: Duration = Duration::from_secs(30);
+
+/// What a session hears of.
+enum Heard {
+    Message(Result<Option<WatchResponse>, etcd_client::Error>),
+    /// The alarms may be other ones.
+    Alarms,
+    /// A look at them has ended.
+    Looked,
+}
+
 /// Why a session with the store ended.
 #[derive(Debug)]
 pub(super) enum Stop {
@@ -79,18 +91,18 @@ async fn session(
     backoff: &mut Backoff,
     outlet: &mut Outlet,
 ) -> Option<Stop> {
-    let connected = match outlet.during(connection.connected()).await? {
+    let connected = &match outlet.during(connection.connected()).await? {
         Ok(connected) => connected,
         Err(error) => return Some(error.into()),
     };
     if let Some(known) = position.as_ref()
-        && let Err(stop) = outlet.during(is_same_store(connection, &connected, known)).await?
+        && let Err(stop) = outlet.during(is_same_store(connection, connected, known)).await?
     {
         return Some(stop);
     }
     let position = match position {
         Some(position) => position,
-        None => match outlet.during(read_pages(connection, &connected, prefixes)).await? {
+        None => match outlet.during(read_pages(connection, connected, prefixes)).await? {
             Ok((entries, revision)) => {
                 outlet.pending.available();
                 outlet.pending.snapshot(entries, revision);
@@ -100,27 +112,55 @@ async fn session(
             Err(stop) => return Some(stop),
         },
     };
-    let stop = match outlet.during(open_stream(connection, &connected, prefixes, position)).await? {
-        Ok(mut stream) => loop {
-            outlet.room().await?;
-            let message = outlet.during(stream.message()).await?;
-            let failed = |error| Stop::from(classify(error, &connected.endpoint, "watch", ""));
-            match message.map_err(failed) {
-                Ok(Some(response)) => match take(connection, &response, position) {
-                    Ok(changes) => {
-                        backoff.reset();
-                        outlet.pending.available();
-                        outlet.pending.changes(changes, position.reached());
+    let stop = match outlet.during(open_stream(connection, connected, prefixes, position)).await? {
+        Ok(mut stream) => {
+            let mut alarms = connection.alarms();
+            alarms.mark_changed();
+            let look = move |after| async move {
+                sleep(after).await;
+                connection.look_for_alarms(connected).await;
+            };
+            // Beside the stream, so that an answer that does not come holds nothing up.
+            let mut looking = std::pin::pin!(look(Duration::ZERO));
+            loop {
+                outlet.room().await?;
+                // Each is cancel-safe: a message that has not come whole stays in the stream.
+                let next = async {
+                    tokio::select! {
+                        message = stream.message() => Heard::Message(message),
+                        Ok(()) = alarms.changed() => Heard::Alarms,
+                        () = &mut looking => Heard::Looked,
                     }
-                    Err(cause) => break watch_ended(&connected, &response, cause),
-                },
-                Ok(None) => break lost(&connected, "the watch ended"),
-                Err(stop) => break stop,
+                };
+                let message = match outlet.during(next).await? {
+                    Heard::Message(message) => message,
+                    Heard::Alarms => {
+                        outlet.pending.problems(alarms.borrow_and_update().clone());
+                        continue;
+                    }
+                    Heard::Looked => {
+                        looking.set(look(LOOK));
+                        continue;
+                    }
+                };
+                let failed = |error| Stop::from(classify(error, &connected.endpoint, "watch", ""));
+                match message.map_err(failed) {
+                    Ok(Some(response)) => match take(connection, &response, position) {
+                        Ok(changes) => {
+                            backoff.reset();
+                            outlet.pending.available();
+                            outlet.pending.changes(changes, position.reached());
+                        }
+                        Err(cause) => break watch_ended(connected, &response, cause),
+                    },
+                    Ok(None) => break lost(connected, "the watch ended"),
+                    Err(stop) => break stop,
+                }
             }
-        },
+        }
         Err(stop) => stop,
     };
-    connection.failed(&connected).await;
+    connection.failed(connected).await;
     Some(stop)
 }
 

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::{Change, Entry, Expect, Listing, Written, is_watched};
+use crate::{Change, Entry, Expect, Guard, Listing, Written, is_watched};
 
 /// A lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -113,14 +113,24 @@ impl Mem {
         lease: Option<LeaseId>,
     ) -> Result<Written, LeaseEnded> {
         let found = self.entry(key);
-        let holds = match expect {
-            Expect::Absent => found.is_none(),
-            Expect::Revision(revision) => found.as_ref().is_some_and(|e| e.mod_revision == revision),
-        };
-        if !holds {
+        if !expect.holds(found.as_ref()) {
             return Ok(Written::Refused { found });
         }
         Ok(Written::Done { revision: self.put(key, value, lease)? })
+    }
+
+    /// Writes if `expect` holds, and `guard` for its key.
+    pub fn put_guarded(
+        &mut self,
+        key: &str,
+        value: &[u8],
+        expect: Expect,
+        guard: &Guard,
+    ) -> Result<Written, LeaseEnded> {
+        if !guard.expect.holds(self.entry(&guard.key).as_ref()) {
+            return Ok(Written::Refused { found: self.entry(key) });
+        }
+        self.put_if(key, value, expect, None)
     }
 
     /// Removes a key; whether it was there.

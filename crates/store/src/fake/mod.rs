@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::coalesce::Outlet;
-use crate::{Capabilities, Entry, Expect, Listing, Store, StoreError, Watch, Written};
+use crate::{Capabilities, Entry, Expect, Guard, Listing, Store, StoreError, Watch, Written};
 use mem::{LeaseEnded, LeaseId, Mem};
 
 /// The store itself.
@@ -196,6 +196,16 @@ impl Store for FakeStore {
 
     async fn put_if(&self, key: &str, value: &[u8], expect: Expect) -> Result<Written, StoreError> {
         self.write(|mem| mem.put_if(key, value, expect, None)).await?.map_err(lease_ended)
+    }
+
+    async fn put_guarded(
+        &self,
+        key: &str,
+        value: &[u8],
+        expect: Expect,
+        guard: &Guard,
+    ) -> Result<Written, StoreError> {
+        self.write(|mem| mem.put_guarded(key, value, expect, guard)).await?.map_err(lease_ended)
     }
 
     async fn put_leased(&self, key: &str, value: &[u8], expect: Expect) -> Result<Written, StoreError> {

@@ -189,12 +189,7 @@ impl Locked<'_> {
     ) -> io::Result<Written> {
         let path = self.folder.path(key)?;
         let found = self.get(key)?.map(|stored| stored.entry);
-        let holds = match expect {
-            None => true,
-            Some(Expect::Absent) => found.is_none(),
-            Some(Expect::Revision(revision)) => found.as_ref().is_some_and(|e| e.mod_revision == revision),
-        };
-        if !holds {
+        if expect.is_some_and(|expect| !expect.holds(found.as_ref())) {
             return Ok(Written::Refused { found });
         }
         let revision = self.next_revision()?;

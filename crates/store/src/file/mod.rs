@@ -25,7 +25,7 @@ use podway_model::mistakes::Mistakes;
 use tokio::time::{Instant, sleep};
 
 use crate::coalesce::Outlet;
-use crate::{Capabilities, Entry, Expect, Listing, Store, StoreError, Watch, Written, is_watched};
+use crate::{Capabilities, Entry, Expect, Guard, Listing, Store, StoreError, Watch, Written, is_watched};
 use documents::{DocumentValue, Documents, is_document_name};
 use keys::{KeyFolder, Locked};
 
@@ -264,6 +264,23 @@ impl Store for FileStore {
 
     async fn put_if(&self, key: &str, value: &[u8], expect: Expect) -> Result<Written, StoreError> {
         let locked = self.lock_for_write(key).await?;
+        self.wrote(key, locked.put(key, value, Some(expect), None))
+    }
+
+    async fn put_guarded(
+        &self,
+        key: &str,
+        value: &[u8],
+        expect: Expect,
+        guard: &Guard,
+    ) -> Result<Written, StoreError> {
+        // The lock is held from the look to the write.
+        let locked = self.lock_for_write(key).await?;
+        let other = self.wrote(&guard.key, locked.get(&guard.key))?.map(|stored| stored.entry);
+        if !guard.expect.holds(other.as_ref()) {
+            let found = self.wrote(key, locked.get(key))?.map(|stored| stored.entry);
+            return Ok(Written::Refused { found });
+        }
         self.wrote(key, locked.put(key, value, Some(expect), None))
     }
 

@@ -46,6 +46,9 @@ struct Arguments {
     /// Then the first client's connection is closed, and everybody must forget its prefixes.
     #[arg(long)]
     close: bool,
+    /// One line of JSON instead of text.
+    #[arg(long)]
+    json: bool,
     /// When to give up, in seconds.
     #[arg(long, default_value_t = 150)]
     limit: u64,
@@ -130,39 +133,96 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let all_up = begin.elapsed();
     let complete = up && until(&shared, limit, || shared.missing.get() == 0).await?;
     let (took, after) = (begin.elapsed(), Usage::of(shared.arguments.pid)?);
-    let mode = if shared.arguments.storm { "storm" } else { "trickle" };
-    let outcome = if complete { "converged" } else { "DID NOT CONVERGE" };
-    println!(
-        "{clients} x {prefixes} {mode}: {outcome} in {:.3} s, all up after {:.3} s; {} UPDATEs, {:.1} MB; \
-         target {:.2} CPU-s, {:.1} MB peak",
-        took.as_secs_f64(),
-        all_up.as_secs_f64(),
-        shared.messages.get(),
-        shared.octets.get() as f64 / 1e6,
-        after.cpu - before.cpu,
-        after.peak_kib as f64 / 1024.0,
-    );
-    if !complete {
-        bail!("{} prefixes are missing, {} sessions are up", shared.missing.get(), shared.established.get());
+    let mut outcome = Outcome {
+        converged: complete,
+        seconds: took.as_secs_f64(),
+        all_up_seconds: all_up.as_secs_f64(),
+        updates: shared.messages.get(),
+        octets: shared.octets.get(),
+        cpu_seconds: after.cpu - before.cpu,
+        peak_kib: after.peak_kib,
+        missing: shared.missing.get(),
+        up: shared.established.get(),
+        news_ms: vec![],
+        close_ms: None,
+    };
+    if complete {
+        outcome.news_ms = news(&shared, &orders, limit).await?;
     }
-    news(&shared, &orders, limit).await?;
-    if shared.arguments.close {
+    if complete && shared.arguments.close {
         shared.withdrawals_missing.set(others * u64::from(prefixes));
         let begin = Instant::now();
         orders[0].send(Order::Close)?;
         let done = until(&shared, limit, || shared.withdrawals_missing.get() == 0).await?;
         ensure!(done, "withdrawals are missing");
-        println!("a client's close: everybody knows after {:.1} ms", begin.elapsed().as_secs_f64() * 1e3);
+        outcome.close_ms = Some(begin.elapsed().as_secs_f64() * 1e3);
     }
     alive.abort();
+    if shared.arguments.json {
+        println!("{}", serde_json::to_string(&outcome)?);
+        return Ok(());
+    }
+    outcome.print(&shared.arguments);
+    ensure!(complete, "{} prefixes are missing, {} sessions are up", outcome.missing, outcome.up);
     Ok(())
 }
 
+/// What came out.
+#[derive(Debug, serde::Serialize)]
+struct Outcome {
+    /// Whether everybody got everything in time.
+    converged: bool,
+    /// From the first connect until everybody had everything, or until patience ended.
+    seconds: f64,
+    /// From the first connect until the last session was up.
+    all_up_seconds: f64,
+    /// UPDATEs and octets that all clients got together.
+    updates: u64,
+    octets: u64,
+    /// What the target used until `seconds`, and its peak of resident memory.
+    cpu_seconds: f64,
+    peak_kib: u64,
+    /// Prefixes that somebody lacks, and sessions that are up.
+    missing: u64,
+    up: u32,
+    /// For each single route, the milliseconds until the last client had it, in order of size.
+    news_ms: Vec<f64>,
+    /// Milliseconds from a client's close until nobody has its prefixes.
+    close_ms: Option<f64>,
+}
+
+impl Outcome {
+    fn print(&self, arguments: &Arguments) {
+        println!(
+            "{} x {} {}: {} in {:.3} s, all up after {:.3} s; {} UPDATEs, {:.1} MB; target {:.2} CPU-s, {:.1} MB \
+             peak",
+            arguments.clients,
+            arguments.prefixes,
+            if arguments.storm { "storm" } else { "trickle" },
+            if self.converged { "converged" } else { "DID NOT CONVERGE" },
+            self.seconds,
+            self.all_up_seconds,
+            self.updates,
+            self.octets as f64 / 1e6,
+            self.cpu_seconds,
+            self.peak_kib as f64 / 1024.0,
+        );
+        let times = &self.news_ms;
+        if let (Some(middle), Some(late)) = (times.get(times.len() / 2), times.get(times.len() * 99 / 100)) {
+            println!("one new route to the last client: p50 {middle:.1} ms, p99 {late:.1} ms");
+        }
+        if let Some(close) = self.close_ms {
+            println!("a client's close: everybody knows after {close:.1} ms");
+        }
+    }
+}
+
+/// Single routes, one after the other; the milliseconds that each took, in order of size.
 async fn news(
     shared: &Shared,
     orders: &[mpsc::UnboundedSender<Order>],
     limit: Duration,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Vec<f64>> {
     let (clients, prefixes) = (shared.arguments.clients, shared.arguments.prefixes);
     let mut times = vec![];
     for k in 0..shared.arguments.news {
@@ -176,10 +236,7 @@ async fn news(
         times.push(begin.elapsed().as_secs_f64() * 1e3);
     }
     times.sort_by(f64::total_cmp);
-    if let (Some(middle), Some(late)) = (times.get(times.len() / 2), times.get(times.len() * 99 / 100)) {
-        println!("one new route to the last client: p50 {middle:.1} ms, p99 {late:.1} ms");
-    }
-    Ok(())
+    Ok(times)
 }
 
 /// Waits for a condition; false: it took too long.

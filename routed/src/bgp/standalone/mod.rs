@@ -167,7 +167,7 @@ async fn reply(queries: mpsc::Sender<Query>, request: RoutedRequest) -> RoutedRe
                 None => gone(),
             }
         }
-        RoutedRequest::Status => {
+        RoutedRequest::Status | RoutedRequest::IpamCheck { .. } | RoutedRequest::IpamRelease { .. } => {
             RoutedReply::Failed { reason: "this is a speaker alone: it has no node".to_owned() }
         }
     }

@@ -67,7 +67,7 @@ fn a_claim_is_confirmed_only_after_the_own_watch_showed_it() {
     let confirm = rig.held.remove(0);
     let block = rig.block();
     let stands = rig.mem.entry(&confirm.key).unwrap().mod_revision;
-    assert!(matches!(&confirm.operation, Operation::Put(_, Expect::Revision(at)) if *at == stands));
+    assert!(matches!(&confirm.operation, Operation::PutGuarded(_, Expect::Revision(at), _) if *at == stands));
     assert_eq!((rig.own(), rig.listed()), (vec![(block, Pending)], vec![]), "seen, not confirmed");
     rig.answer(&confirm);
     assert_eq!(rig.own(), [(block, Pending)], "confirmed, not seen");
@@ -240,6 +240,44 @@ fn a_stranded_block_that_somebody_else_has_stays_stranded() {
 }
 
 #[test]
+fn a_lost_block_is_known_after_a_restart_and_claimed_again_when_it_is_free() {
+    let mut rig = Rig::new().started();
+    let block = rig.block();
+    rig.pods.insert(block, (3, 0));
+    rig.settle();
+    rig.release(1, true);
+    rig.settle();
+    assert!(rig.own().contains(&(block, Stranded)));
+    for _ in 0..2 {
+        rig.restart();
+        rig.start();
+        assert!(rig.own().contains(&(block, Stranded)), "{:?}", rig.own());
+        assert!(rig.has_problem("is lost, and pods live in it"));
+        assert!(!rig.listed().iter().any(|(listed, _)| *listed == block));
+    }
+    rig.pass(seconds(30));
+    assert_eq!(rig.claim(block), None, "it is held back");
+    rig.mem.delete(&Key::Released(block).to_string());
+    rig.settle();
+    rig.pass(seconds(5));
+    assert!(rig.own().contains(&(block, Active)), "{:?}", rig.own());
+    assert!(rig.listed().contains(&(block, BlockState::Active)));
+    assert!(!rig.has_problem("is lost"));
+
+    // Another node took it, and then its pods end: nothing is left of it.
+    rig.release(1, false);
+    rig.put_claim(2, block, true);
+    rig.settle();
+    rig.restart();
+    rig.start();
+    assert!(rig.own().contains(&(block, Stranded)), "{:?}", rig.own());
+    rig.pods.remove(&block);
+    rig.settle();
+    assert!(!rig.own().iter().any(|(own, _)| *own == block), "{:?}", rig.own());
+    assert!(rig.claim(block).is_none());
+}
+
+#[test]
 fn a_pod_that_came_between_the_look_and_the_loss_is_not_forgotten() {
     let mut rig = Rig::new().started();
     let block = rig.block();
@@ -303,6 +341,40 @@ fn a_claim_that_arrives_after_its_blocks_release_is_not_confirmed() {
     rig.settle();
     rig.pass(seconds(5));
     assert_eq!(rig.claim(block), None);
+    assert_ne!(rig.block(), block);
+}
+
+#[test]
+fn a_hold_that_the_watch_has_not_shown_yet_keeps_claims_from_being_made_and_confirmed() {
+    let released =
+        podway_model::cluster::Released { at_unix_seconds: EPOCH, former_owner: "n9".parse().unwrap() };
+    // Before the claim: it is never made, and another block is taken.
+    let (mut rig, write, block) = about_to_claim();
+    rig.connected = false;
+    rig.put(&Key::Released(block), &encode(&released));
+    rig.answer(&write);
+    assert_eq!(rig.claim(block), None);
+    rig.connected = true;
+    rig.settle();
+    rig.pass(seconds(5));
+    assert_eq!(rig.claim(block), None);
+    assert_ne!(rig.block(), block);
+
+    // Between claim and confirmation.
+    let (mut rig, write, block) = about_to_claim();
+    rig.answer(&write);
+    rig.writing = Writing::Held;
+    rig.settle();
+    let confirm = rig.held.pop().unwrap();
+    rig.connected = false;
+    rig.put(&Key::Released(block), &encode(&released));
+    rig.answer(&confirm);
+    assert!(!rig.claim(block).unwrap().confirmed);
+    rig.writing = Writing::Works;
+    rig.connected = true;
+    rig.settle();
+    rig.pass(seconds(5));
+    assert_eq!(rig.claim(block), None, "given up");
     assert_ne!(rig.block(), block);
 }
 

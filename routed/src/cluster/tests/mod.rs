@@ -9,3 +9,4 @@ mod registry;
 mod rig;
 mod sim;
 mod store;
+mod together;

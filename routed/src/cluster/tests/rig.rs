@@ -2,6 +2,7 @@
 //! holds it back.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -43,6 +44,7 @@ pub(super) fn identity(i: usize) -> Identity {
         boot_id: boot(i).parse().unwrap(),
         labels: BTreeMap::from([("zone".to_owned(), format!("z{}", i % 3))]),
         asn: None,
+        wireguard_key: None,
         version: "0.0.0".into(),
         node_file: "/nonexistent/node.json".into(),
         ipam_dir: "/nonexistent/ipam".into(),
@@ -97,6 +99,9 @@ pub(super) fn next_event(mem: &Mem, since: Option<i64>) -> Option<(StoreEvent, i
 pub(super) fn carry_out(mem: &mut Mem, lease: &mut Option<LeaseId>, write: &Write) -> Written {
     match &write.operation {
         Operation::Put(value, expect) => mem.put_if(&write.key, value, *expect, None).unwrap(),
+        Operation::PutGuarded(value, expect, guard) => {
+            mem.put_guarded(&write.key, value, *expect, guard).unwrap()
+        }
         Operation::PutLeased(value, expect) => {
             let id = match lease {
                 Some(id) if mem.keep_alive(*id).is_ok() => *id,
@@ -154,7 +159,7 @@ pub(super) struct Rig {
     pub(super) pods: BTreeMap<IpNet, (u64, u64)>,
     /// Whether looks at the leases are answered.
     pub(super) looks: bool,
-    looked: (BTreeMap<IpNet, Usage>, u64),
+    looked: (BTreeMap<IpNet, Usage>, u64, Vec<IpAddr>),
     pub(super) reports: Vec<(Severity, String)>,
     pub(super) forgotten: Vec<IpNet>,
     pub(super) refused: Option<String>,
@@ -207,7 +212,7 @@ impl Rig {
             files: 0,
             pods: BTreeMap::new(),
             looks: true,
-            looked: (BTreeMap::new(), 0),
+            looked: (BTreeMap::new(), 0, vec![]),
             reports: vec![],
             forgotten: vec![],
             refused: None,
@@ -233,7 +238,7 @@ impl Rig {
         self.core = Core::new(self.me.clone(), self.disk.clone());
         self.started = self.now;
         self.seen = None;
-        self.looked = (BTreeMap::new(), 0);
+        self.looked = (BTreeMap::new(), 0, vec![]);
         self.todo.clear();
         self.held.clear();
         self.held_file = None;
@@ -267,8 +272,8 @@ impl Rig {
                 self.seen = Some(revision);
                 self.step(Event::Store(event));
             } else if self.looks && self.look() {
-                let (blocks, generation) = self.looked.clone();
-                self.step(Event::Usage { blocks, generation });
+                let (blocks, generation, elsewhere) = self.looked.clone();
+                self.step(Event::Usage { blocks, generation, elsewhere });
             } else if self.todo.is_empty() {
                 return;
             }
@@ -289,7 +294,12 @@ impl Rig {
         let own = self.core.view().own_blocks.clone();
         let blocks = own.iter().map(|own| (own.cidr, usage(&own.cidr))).collect();
         let this_boot = self.disk.as_ref().filter(|file| file.boot_id == self.me.boot_id);
-        let looked = (blocks, this_boot.map_or(0, |file| file.generation));
+        let lost = self
+            .pods
+            .iter()
+            .filter(|(block, (leased, _))| *leased > 0 && !own.iter().any(|own| own.cidr == **block));
+        let elsewhere = lost.map(|(block, _)| block.broadcast()).collect();
+        let looked = (blocks, this_boot.map_or(0, |file| file.generation), elsewhere);
         let is_new = looked != self.looked;
         self.looked = looked;
         is_new
@@ -418,6 +428,7 @@ impl Rig {
             labels: BTreeMap::new(),
             asn: None,
             vtep_mac: None,
+            wireguard_key: None,
             version: String::new(),
         };
         self.put(&Key::Node(node.node), &encode(&record));

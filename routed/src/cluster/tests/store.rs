@@ -5,7 +5,7 @@ use podway_model::keys::Key;
 use podway_model::node_file::BlockState;
 use podway_store::{Change, Event as StoreEvent};
 
-use super::rig::{EPOCH, Rig, net, next_event, seconds};
+use super::rig::{EPOCH, Rig, Writing, net, next_event, seconds};
 use crate::cluster::event::Event;
 use crate::view::OwnBlockState::{Active, Draining, Stranded};
 
@@ -38,7 +38,7 @@ fn a_wiped_store_tears_nothing_down_and_the_node_writes_its_own_again() {
     for snapshot in [false, true] {
         let mut rig = cluster();
         let block = rig.block();
-        rig.writing = super::rig::Writing::Held;
+        rig.writing = Writing::Held;
         rig.mem.wipe();
         if snapshot {
             rig.seen = None;
@@ -55,7 +55,7 @@ fn a_wiped_store_tears_nothing_down_and_the_node_writes_its_own_again() {
         }
         assert!(rig.claim(block).unwrap().confirmed);
         assert!(rig.mem.entry("nodes/n1").is_some());
-        rig.writing = super::rig::Writing::Works;
+        rig.writing = Writing::Works;
         rig.put_pool("p4", &super::rig::pool("10.0.0.0/16"));
         rig.put_node(2);
         rig.put_claim(2, net("10.0.200.0/26"), true);
@@ -74,7 +74,7 @@ fn a_wipe_that_arrives_in_parts_tears_nothing_down() {
     {
         let mut rig = cluster();
         let block = rig.block();
-        rig.writing = super::rig::Writing::Held;
+        rig.writing = Writing::Held;
         rig.mem.wipe();
         let Some((StoreEvent::Changes { changes, revision }, _)) = next_event(&rig.mem, rig.seen) else {
             panic!("no changes");
@@ -161,7 +161,7 @@ fn a_store_restored_to_before_the_claim_gets_it_again_and_nothing_is_torn_down()
     let block = rig.block();
     rig.pods.insert(block, (3, 0));
     rig.settle();
-    rig.writing = super::rig::Writing::Held;
+    rig.writing = Writing::Held;
     rig.mem = backup;
     rig.settle();
     assert_nothing_torn_down(&rig, block, "restored");
@@ -320,4 +320,42 @@ fn problems_of_the_store_are_shown() {
     assert!(rig.has_problem("a.yaml: broken"));
     rig.step(Event::Store(StoreEvent::Problems { problems: vec![] }));
     assert!(!rig.has_problem("a.yaml: broken"));
+}
+
+#[test]
+fn a_full_store_is_said_once_changes_nothing_and_is_written_to_again_afterwards() {
+    use podway_store::{StoreError, TAKES_NO_MORE};
+
+    let mut rig = Rig::new().started();
+    let (own, listed, view) = (rig.own(), rig.listed(), rig.view());
+    rig.writing = Writing::Held;
+    // A change that this node has to publish.
+    let mut facts = super::rig::facts(1);
+    facts.address_v4 = Some([192, 0, 9, 9].into());
+    rig.step(Event::Facts(facts));
+    for _ in 0..20 {
+        rig.settle();
+        while let Some(write) = rig.held.pop() {
+            let full = StoreError::Full { endpoint: "e".into(), key: write.key, cause: "no space".into() };
+            rig.step(Event::Written { id: write.id, result: Err(full) });
+        }
+        rig.pass(seconds(5));
+    }
+    let alarm = format!("e: etcd {TAKES_NO_MORE}");
+    rig.step(Event::Store(StoreEvent::Problems { problems: vec![alarm] }));
+    let said = rig.reports.iter().filter(|(_, text)| text.contains(TAKES_NO_MORE)).count();
+    assert_eq!(said, 1, "{:?}", rig.reports);
+    assert!(rig.has_problem(TAKES_NO_MORE));
+    assert_eq!((rig.own(), rig.listed(), rig.view().nodes), (own, listed, view.nodes));
+
+    rig.writing = Writing::Works;
+    for write in std::mem::take(&mut rig.held) {
+        rig.answer(&write);
+    }
+    rig.step(Event::Store(StoreEvent::Problems { problems: vec![] }));
+    rig.settle();
+    rig.pass(seconds(30));
+    assert!(!rig.has_problem(TAKES_NO_MORE));
+    let record = rig.view().nodes[&rig.me.node].record.clone().unwrap();
+    assert_eq!(record.address_v4, Some([192, 0, 9, 9].into()));
 }

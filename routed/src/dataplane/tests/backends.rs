@@ -1,13 +1,44 @@
 //! What each backend wants, as tables.
 
-use podway_model::cluster::Backend;
-use podway_model::names::{VXLAN_DEVICE, vtep_mac};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use podway_model::cluster::{Backend, Encapsulation, IpipMode};
+use podway_model::ids::{MacAddr, WireguardKey};
+use podway_model::names::{IPIP_DEVICE, VXLAN_DEVICE, WIREGUARD_DEVICE, vtep_mac};
 
 use super::super::backends::{VXLAN_DEVICE6, link_local};
-use super::super::desired::{Desired, Interface, Target};
+use super::super::desired::{Desired, DeviceKind, Interface, Target};
 use super::super::mtu::pod_mtu;
 use super::{Cluster, ip, name, net};
 use crate::view::OwnBlockState;
+
+/// Forwarding entries of a VXLAN device.
+fn fdb(desired: &Desired, device: &str) -> BTreeMap<MacAddr, IpAddr> {
+    match &desired.devices[device].kind {
+        DeviceKind::Vxlan { fdb, .. } => fdb.clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Peers of the WireGuard device: endpoint and prefixes of each.
+fn peers(desired: &Desired) -> Vec<(WireguardKey, String, Vec<String>)> {
+    match &desired.devices[WIREGUARD_DEVICE].kind {
+        DeviceKind::Wireguard { peers, .. } => peers
+            .iter()
+            .map(|(key, peer)| {
+                let allowed = peer.allowed.iter().map(ToString::to_string).collect();
+                (*key, peer.endpoint.unwrap().to_string(), allowed)
+            })
+            .collect(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn encapsulate(cluster: &mut Cluster, pool: &str, encapsulation: Encapsulation) {
+    let pool = cluster.view.pools.get_mut(&pool.parse().unwrap()).unwrap();
+    pool.encapsulation = Some(encapsulation);
+}
 
 /// Routes as text, in the order of their keys.
 fn routes(desired: &Desired) -> Vec<String> {
@@ -59,7 +90,7 @@ fn host_gw_refuses_a_peer_that_is_not_on_link_and_keeps_the_others() {
     let problem = |node: &str| desired.node_problems[&name(node)].as_str();
     assert_eq!(
         problem("n2"),
-        "its address 198.51.100.2 is not on a link of this node; use the vxlan or bgp backend"
+        "its address 198.51.100.2 is not on a link of this node; use the vxlan, ipip, wireguard or bgp backend"
     );
     assert_eq!(problem("n3"), "it has no IPv6 underlay address for its block fd00:244:3::/122");
     let all = routes(&desired);
@@ -93,9 +124,10 @@ fn vxlan_carries_both_families_over_the_ipv4_underlay() {
     );
     assert_eq!(desired.devices.keys().collect::<Vec<_>>(), [&VXLAN_DEVICE]);
     let device = &desired.devices[VXLAN_DEVICE];
-    assert_eq!(device.fdb, [(mac2, ip("192.0.2.2")), (mac3, ip("192.0.2.3"))].into());
+    let DeviceKind::Vxlan { port, local, mac, neighbours, fdb, .. } = &device.kind else { panic!() };
+    assert_eq!(*fdb, [(mac2, ip("192.0.2.2")), (mac3, ip("192.0.2.3"))].into());
     assert_eq!(
-        device.neighbours,
+        *neighbours,
         [
             (ip("10.244.2.0"), mac2),
             (link_local(mac2).into(), mac2),
@@ -105,8 +137,8 @@ fn vxlan_carries_both_families_over_the_ipv4_underlay() {
         .into()
     );
     assert_eq!(device.addresses, [ip("10.244.1.0"), ip("fd00:244:1::")].into());
-    assert_eq!((device.local, device.mtu.bytes(), device.port), (ip("192.0.2.1"), 1450, 8472));
-    assert_eq!(device.mac, vtep_mac("n1", VXLAN_DEVICE));
+    assert_eq!((*local, device.mtu.bytes(), *port), (ip("192.0.2.1"), 1450, 8472));
+    assert_eq!(*mac, vtep_mac("n1", VXLAN_DEVICE));
 }
 
 #[test]
@@ -116,8 +148,8 @@ fn vxlan_reaches_a_node_without_ipv4_over_the_ipv6_underlay() {
     let desired = cluster.desired();
     assert_eq!(desired.devices.keys().collect::<Vec<_>>(), [&VXLAN_DEVICE, &VXLAN_DEVICE6]);
     let mac3 = vtep_mac("n3", VXLAN_DEVICE);
-    assert_eq!(desired.devices[VXLAN_DEVICE6].fdb, [(mac3, ip("fd00:2::3"))].into());
-    assert!(!desired.devices[VXLAN_DEVICE].fdb.contains_key(&mac3));
+    assert_eq!(fdb(&desired, VXLAN_DEVICE6), [(mac3, ip("fd00:2::3"))].into());
+    assert!(!fdb(&desired, VXLAN_DEVICE).contains_key(&mac3));
     // The largest overhead in use counts everywhere: a pod's MTU is one number.
     let all = routes(&desired);
     let v4 = "10.244.3.0/26 via 10.244.3.0 dev podway.vxlan6 onlink src 10.244.1.0 mtu 1430";
@@ -158,6 +190,164 @@ fn vxlan_tells_of_peers_that_cannot_be_told_apart() {
     let desired = cluster.desired();
     assert_eq!(desired.node_problems[&name("n2")], "it has published no IPv4 tunnel address");
     assert_eq!(desired.node_problems[&name("n3")], "it holds blocks but has published no addresses");
+}
+
+#[test]
+fn ipip_routes_via_the_peers_underlay_addresses_and_says_what_it_cannot_carry() {
+    let mut cluster = Cluster::new(Backend::Ipip);
+    cluster.view.pools.get_mut(&"v6".parse().unwrap()).unwrap().encapsulation = None;
+    cluster.record(3).address_v4 = Some([198, 51, 100, 3].into());
+    let desired = cluster.desired();
+    assert_eq!(
+        routes(&desired),
+        [
+            "10.244.0.0/16 unreachable",
+            "10.244.1.0/26 blackhole",
+            "10.244.2.0/26 via 192.0.2.2 dev podway.ipip onlink src 10.244.1.0 mtu 1480",
+            "10.244.3.0/26 via 198.51.100.3 dev podway.ipip onlink src 10.244.1.0 mtu 1480",
+            "fd00:244::/32 unreachable",
+            "fd00:244:1::/122 blackhole",
+        ]
+    );
+    let device = &desired.devices[IPIP_DEVICE];
+    assert_eq!(device.kind, DeviceKind::Ipip { local: [192, 0, 2, 1].into() });
+    assert_eq!(device.addresses, [ip("10.244.1.0")].into(), "no IPv6 goes through it");
+    assert_eq!(
+        desired.node_problems[&name("n2")],
+        "its block fd00:244:2::/122 is IPv6, which IPIP does not carry: give its pool the encapsulation none, \
+         vxlan or wireguard"
+    );
+
+    // Across subnets only.
+    cluster.view.config.ipip.mode = IpipMode::CrossSubnet;
+    let all = routes(&cluster.desired());
+    assert!(all.contains(&"10.244.2.0/26 via 192.0.2.2 dev 2 mtu 1480".to_owned()), "{all:?}");
+    let far = "10.244.3.0/26 via 198.51.100.3 dev podway.ipip onlink src 10.244.1.0 mtu 1480";
+    assert!(all.contains(&far.to_owned()), "{all:?}");
+
+    // Without IPv4 on the underlay, here or there.
+    cluster.record(3).address_v4 = None;
+    let problem = cluster.desired().node_problems[&name("n3")].clone();
+    assert_eq!(problem, "it has no IPv4 underlay address, which IPIP needs");
+    cluster.facts.address_v4 = None;
+    let desired = cluster.desired();
+    assert!(desired.devices.is_empty());
+    let problem = "encapsulation ipipCrossSubnet needs an IPv4 underlay address, and this node has none";
+    assert_eq!(desired.problems, [problem]);
+}
+
+#[test]
+fn wireguard_carries_both_families_to_peers_known_by_their_keys() {
+    let mut cluster = Cluster::new(Backend::Wireguard);
+    cluster.view.config.wireguard.keepalive_seconds = 25;
+    cluster.peer(2).blocks.insert(net("10.244.2.64/26"));
+    let desired = cluster.desired();
+    assert_eq!(desired.node_problems, BTreeMap::new());
+    let all = routes(&desired);
+    let v4 = "10.244.2.64/26 via 10.244.2.0 dev podway.wg onlink src 10.244.1.0 mtu 1440";
+    assert!(all.contains(&v4.to_owned()), "{all:?}");
+    let gateway = link_local(vtep_mac("n3", VXLAN_DEVICE));
+    let v6 = format!("fd00:244:3::/122 via {gateway} dev podway.wg onlink src fd00:244:1:: mtu 1440");
+    assert!(all.contains(&v6), "{all:?}");
+    let text = |all: &[&str]| all.iter().map(|one| (*one).to_owned()).collect::<Vec<_>>();
+    let n2 =
+        text(&["10.244.2.0/26", "10.244.2.0/32", "10.244.2.64/26", "fd00:244:2::/122", "fd00:244:2::/128"]);
+    let n3 = text(&["10.244.3.0/26", "10.244.3.0/32", "fd00:244:3::/122", "fd00:244:3::/128"]);
+    assert_eq!(
+        peers(&desired),
+        [
+            (WireguardKey([2; 32]), "192.0.2.2:51820".to_owned(), n2),
+            (WireguardKey([3; 32]), "192.0.2.3:51820".to_owned(), n3.clone()),
+        ]
+    );
+    let device = &desired.devices[WIREGUARD_DEVICE];
+    assert_eq!(device.addresses, [ip("10.244.1.0"), ip("fd00:244:1::")].into());
+    let DeviceKind::Wireguard { peers: all, .. } = &device.kind else { panic!() };
+    assert!(all.values().all(|peer| peer.keepalive_seconds == 25));
+
+    // A peer without IPv4 is reached over IPv6, on the same device.
+    cluster.record(3).address_v4 = None;
+    let desired = cluster.desired();
+    assert_eq!(peers(&desired)[1], (WireguardKey([3; 32]), "[fd00:2::3]:51820".to_owned(), n3));
+    assert_eq!(desired.devices[WIREGUARD_DEVICE].mtu.bytes(), 1420);
+}
+
+#[test]
+fn wireguard_refuses_peers_without_a_key_and_keys_of_two_nodes() {
+    let mut cluster = Cluster::new(Backend::Wireguard);
+    cluster.record(2).wireguard_key = None;
+    cluster.record(3).wireguard_key = Some(WireguardKey([1; 32]));
+    let desired = cluster.desired();
+    let problem = |desired: &Desired, node: &str| desired.node_problems[&name(node)].clone();
+    assert!(problem(&desired, "n2").contains("has published no WireGuard key"));
+    assert!(problem(&desired, "n3").contains("also that of this node"), "{:?}", desired.node_problems);
+    assert!(peers(&desired).is_empty());
+
+    let mut cluster = Cluster::new(Backend::Wireguard);
+    cluster.record(3).wireguard_key = Some(WireguardKey([2; 32]));
+    let desired = cluster.desired();
+    assert!(problem(&desired, "n3").contains("also that of the node at 192.0.2.2"));
+    assert!(problem(&desired, "n3").contains("/var/lib/podway/wireguard.key"));
+    assert_eq!(peers(&desired).len(), 1);
+
+    // A tunnel address that has left its node with the block stays with its new holder.
+    let mut cluster = Cluster::new(Backend::Wireguard);
+    cluster.peer(2).blocks = [net("10.244.9.0/26")].into();
+    assert_eq!(peers(&cluster.desired())[0].2, ["10.244.9.0/26"]);
+
+    let mut cluster = Cluster::new(Backend::Wireguard);
+    cluster.wireguard = Err("this kernel has no WireGuard".to_owned());
+    let desired = cluster.desired();
+    assert_eq!(desired.problems, ["WireGuard cannot be used on this node: this kernel has no WireGuard"]);
+    assert_eq!(problem(&desired, "n2"), "this node has no device podway.wg");
+}
+
+#[test]
+fn each_pool_has_the_encapsulation_that_it_names() {
+    let mut cluster = Cluster::new(Backend::HostGw);
+    encapsulate(&mut cluster, "v4", Encapsulation::Ipip);
+    encapsulate(&mut cluster, "v6", Encapsulation::Wireguard);
+    let desired = cluster.desired();
+    assert_eq!(desired.devices.keys().collect::<Vec<_>>(), [&IPIP_DEVICE, &WIREGUARD_DEVICE]);
+    let all = routes(&desired);
+    // The largest overhead in use counts everywhere: a pod's MTU is one number.
+    let v4 = "10.244.2.0/26 via 192.0.2.2 dev podway.ipip onlink src 10.244.1.0 mtu 1440";
+    assert!(all.contains(&v4.to_owned()), "{all:?}");
+    let v6 = "dev podway.wg onlink src fd00:244:1:: mtu 1440";
+    assert!(all.iter().any(|r| r.starts_with("fd00:244:2::/122 via fe80::") && r.ends_with(v6)), "{all:?}");
+
+    // A pool without encapsulation, whatever the backend says.
+    let mut cluster = Cluster::new(Backend::Vxlan);
+    encapsulate(&mut cluster, "v4", Encapsulation::None);
+    encapsulate(&mut cluster, "v6", Encapsulation::VxlanCrossSubnet);
+    cluster.record(3).address_v6 = Some("fd00:3::3".parse().unwrap());
+    let all = routes(&cluster.desired());
+    assert!(all.contains(&"10.244.2.0/26 via 192.0.2.2 dev 2 mtu 1450".to_owned()), "{all:?}");
+    assert!(all.contains(&"fd00:244:2::/122 via fd00:2::2 dev 2 mtu 1450".to_owned()), "{all:?}");
+    let across = "dev podway.vxlan onlink src fd00:244:1:: mtu 1450";
+    assert!(all.iter().any(|r| r.starts_with("fd00:244:3::/122") && r.ends_with(across)), "{all:?}");
+    // A block that is left of a pool that is gone goes as the backend says.
+    cluster.view.pools.remove(&"v4".parse().unwrap());
+    let all = routes(&cluster.desired());
+    let left = "10.244.2.0/26 via 10.244.2.0 dev podway.vxlan onlink src 10.244.1.0 mtu 1450";
+    assert!(all.contains(&left.to_owned()), "{all:?}");
+}
+
+#[test]
+fn bgp_routes_to_nodes_take_their_pools_encapsulation_and_others_go_plainly() {
+    let mut cluster = Cluster::new(Backend::Bgp);
+    encapsulate(&mut cluster, "v4", Encapsulation::VxlanCrossSubnet);
+    cluster.record(3).address_v4 = Some([198, 51, 100, 3].into());
+    cluster.bgp.routes.insert(net("10.244.3.0/26"), vec![ip("198.51.100.3")]);
+    cluster.bgp.routes.insert(net("203.0.113.0/24"), vec![ip("192.0.2.9")]);
+    let desired = cluster.desired();
+    assert_eq!(desired.node_problems, BTreeMap::new());
+    let all = routes(&desired);
+    assert!(all.contains(&"10.244.2.0/26 via 192.0.2.2 dev 2 mtu 1450".to_owned()), "{all:?}");
+    let far = "10.244.3.0/26 via 10.244.3.0 dev podway.vxlan onlink src 10.244.1.0 mtu 1450";
+    assert!(all.contains(&far.to_owned()), "{all:?}");
+    assert!(all.contains(&"203.0.113.0/24 via 192.0.2.9 dev 2 mtu 1450".to_owned()), "{all:?}");
+    assert_eq!(fdb(&desired, VXLAN_DEVICE), [(vtep_mac("n3", VXLAN_DEVICE), ip("198.51.100.3"))].into());
 }
 
 #[test]
@@ -266,6 +456,7 @@ fn mtu_follows_the_underlay_and_the_configuration() {
         (Backend::Vxlan, 1500, None, 1450),
         (Backend::Vxlan, 1500, Some(1400), 1350),
         (Backend::Vxlan, 1300, None, 1280),
+        (Backend::Wireguard, 1500, None, 1440),
     ] {
         let mut cluster = Cluster::new(backend);
         cluster.facts.mtu = underlay.try_into().unwrap();

@@ -15,9 +15,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::super::actual::Actual;
-use super::super::plan::{additions, removals};
 use super::super::{DataplaneStatus, cleanup, run};
-use super::{Cluster, ip, net};
+use super::{Cluster, ip, is_settled, net};
 use crate::view::{BgpRoutes, ClusterView, LocalFacts};
 
 /// More than anything here takes, on a machine that is busy with other things.
@@ -88,7 +87,7 @@ impl Node {
         let desired = cluster.desired();
         loop {
             let actual = self.actual();
-            if additions(&desired, &actual).is_empty() && removals(&desired, &actual).is_empty() {
+            if is_settled(&desired, &actual) {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(2)).await;
@@ -111,7 +110,14 @@ impl Running {
         let (facts, facts_in) = watch::channel(Some(cluster.facts.clone()));
         let (bgp, bgp_in) = watch::channel(Arc::new(cluster.bgp.clone()));
         let (status_out, status) = watch::channel(DataplaneStatus::default());
-        let task = tokio::spawn(run(cluster.node.clone(), view_in, facts_in, bgp_in, status_out));
+        let task = tokio::spawn(run(
+            cluster.node.clone(),
+            view_in,
+            facts_in,
+            bgp_in,
+            cluster.wireguard.clone(),
+            status_out,
+        ));
         Self { view, facts, bgp, status, task }
     }
 
@@ -210,10 +216,7 @@ fn what_others_delete_is_repaired_and_what_is_theirs_stays() {
             node.rtnl.run(disturbance).unwrap_or_else(|e| panic!("{e}"));
             let desired = cluster.desired();
             let actual = node.actual();
-            assert!(
-                !additions(&desired, &actual).is_empty() || !removals(&desired, &actual).is_empty(),
-                "{name}: nothing was disturbed"
-            );
+            assert!(!is_settled(&desired, &actual), "{name}: nothing was disturbed");
             node.settled(&cluster).await;
         }
         // The uplink goes and comes back: the kernel has dropped nothing of the tunnel's, all of host-gw's.

@@ -3,18 +3,22 @@
 mod backends;
 mod fake;
 mod kernel;
+mod packets;
 mod parts;
 mod tables;
 
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use podway_model::cluster::{Assignment, Backend, ClusterConfig, NodeRecord, Pool};
-use podway_model::ids::NodeName;
+use podway_kern::wireguard::PrivateKey;
+use podway_model::cluster::{Assignment, Backend, ClusterConfig, Encapsulation, NodeRecord, Pool};
+use podway_model::ids::{NodeName, WireguardKey};
 use podway_model::k8s::LabelSelector;
 use podway_model::names::{VXLAN_DEVICE, vtep_mac};
 
+use super::actual::Actual;
 use super::desired::{Desired, Inputs, desired};
+use super::plan::{additions, removals, wireguard_additions, wireguard_removals};
 use crate::view::{BgpRoutes, ClusterView, LocalFacts, NodeView, OwnBlock, OwnBlockState};
 
 pub(super) fn ip(text: &str) -> IpAddr {
@@ -37,6 +41,7 @@ fn pool(cidr: &str) -> Pool {
         namespace_selector: None,
         nat: true,
         assignment: Assignment::Automatic,
+        encapsulation: None,
         disabled: false,
     }
 }
@@ -55,11 +60,20 @@ pub(super) fn node(i: u8) -> NodeView {
             labels: Default::default(),
             asn: None,
             vtep_mac: Some(vtep_mac(&node, VXLAN_DEVICE)),
+            wireguard_key: Some(WireguardKey([i; 32])),
             version: "test".to_owned(),
         }),
         live: true,
         blocks: [net(&format!("10.244.{i}.0/26")), net(&format!("fd00:244:{i}::/122"))].into(),
     }
+}
+
+/// Whether nothing is left to do.
+pub(super) fn is_settled(desired: &Desired, actual: &Actual) -> bool {
+    additions(desired, actual).is_empty()
+        && removals(desired, actual).is_empty()
+        && wireguard_additions(desired, actual).is_empty()
+        && wireguard_removals(desired, actual).is_empty()
 }
 
 /// What this node, `n1`, knows of a cluster of `n1`, `n2` and `n3`.
@@ -69,6 +83,7 @@ pub(super) struct Cluster {
     pub(super) view: ClusterView,
     pub(super) facts: LocalFacts,
     pub(super) bgp: BgpRoutes,
+    pub(super) wireguard: Result<PrivateKey, String>,
 }
 
 impl Cluster {
@@ -78,7 +93,7 @@ impl Cluster {
             pool: pool.parse().unwrap(),
             state: OwnBlockState::Active,
         };
-        let view = ClusterView {
+        let mut view = ClusterView {
             synced: true,
             config: ClusterConfig { backend, ..ClusterConfig::default() },
             pools: [("v4", "10.244.0.0/16"), ("v6", "fd00:244::/32")]
@@ -90,6 +105,11 @@ impl Cluster {
             tunnel_v6: Some("fd00:244:1::".parse().unwrap()),
             ..ClusterView::default()
         };
+        if backend == Backend::Ipip {
+            // IPIP carries no IPv6.
+            let v6 = view.pools.get_mut(&"v6".parse().unwrap()).unwrap();
+            v6.encapsulation = Some(Encapsulation::Vxlan);
+        }
         let bgp = BgpRoutes {
             synced: true,
             routes: [2, 3]
@@ -110,11 +130,13 @@ impl Cluster {
             ifindex: 2,
             mtu: 1500.try_into().unwrap(),
         };
-        Self { node: name("n1"), view, facts, bgp }
+        let wireguard = Ok(PrivateKey::from_random([1; 32]));
+        Self { node: name("n1"), view, facts, bgp, wireguard }
     }
 
     pub(super) fn desired(&self) -> Desired {
-        desired(Inputs { node: &self.node, view: &self.view, facts: &self.facts, bgp: &self.bgp })
+        let wireguard = self.wireguard.as_ref().map_err(String::as_str);
+        desired(Inputs { node: &self.node, view: &self.view, facts: &self.facts, bgp: &self.bgp, wireguard })
     }
 
     pub(super) fn peer(&mut self, i: u8) -> &mut NodeView {

@@ -62,6 +62,7 @@ fn record(pod: &str, addresses: &[&str]) -> EndpointRecord {
         pod: None,
         addresses: addresses.iter().map(|a| ip(a)).collect(),
         host_ports: vec![],
+        ipam: None,
         netns: String::new(),
     }
 }

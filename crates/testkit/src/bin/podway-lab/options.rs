@@ -18,7 +18,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "M", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=50))]
     pub(crate) pods_per_node: u16,
 
-    /// How packets get from node to node
+    /// How packets get from node to node; ipip and wireguard need a kernel that has them
     #[arg(long, value_enum, default_value_t = BackendName::Vxlan)]
     pub(crate) backend: BackendName,
 
@@ -51,6 +51,8 @@ pub(crate) struct Options {
 pub(crate) enum BackendName {
     HostGw,
     Vxlan,
+    Ipip,
+    Wireguard,
     Bgp,
 }
 
@@ -59,6 +61,8 @@ impl From<BackendName> for Backend {
         match name {
             BackendName::HostGw => Self::HostGw,
             BackendName::Vxlan => Self::Vxlan,
+            BackendName::Ipip => Self::Ipip,
+            BackendName::Wireguard => Self::Wireguard,
             BackendName::Bgp => Self::Bgp,
         }
     }

@@ -61,6 +61,7 @@ pub(crate) fn up(options: &Options, report: &mut Report) -> Result<Cluster> {
     match backend {
         Backend::Bgp => show_sessions(&cluster, report)?,
         Backend::Vxlan => show_tunnels(&cluster, report)?,
+        Backend::Ipip | Backend::Wireguard => show_devices(&cluster, report)?,
         Backend::HostGw => {}
     }
     show_routes(&cluster, report)?;
@@ -258,6 +259,29 @@ fn show_tunnels(cluster: &Cluster, report: &mut Report) -> Result<()> {
         }
     }
     report.table("Tunnel devices (kernel)", &table);
+    Ok(())
+}
+
+/// Devices that the kernel's own tools tell little of: what the daemon read back from the kernel.
+fn show_devices(cluster: &Cluster, report: &mut Report) -> Result<()> {
+    let mut table = Table::new(["NODE", "DEVICE", "MTU", "PEERS"]);
+    for node in cluster.lab.nodes.iter().take(MOST_ROWS) {
+        let (routed, _) = node.status()?;
+        report.expect(!routed.devices.is_empty(), || format!("{} has no tunnel device", node.name()));
+        for device in routed.devices {
+            // One next hop per peer and family, or one peer for both.
+            report.expect(device.peers == cluster.lab.nodes.len() - 1, || {
+                format!("{}: {} has {} peers", node.name(), device.name, device.peers)
+            });
+            table.row([
+                node.name().to_owned(),
+                device.name,
+                device.mtu.to_string(),
+                device.peers.to_string(),
+            ]);
+        }
+    }
+    report.table("Tunnel devices (podwayctl status)", &table);
     Ok(())
 }
 

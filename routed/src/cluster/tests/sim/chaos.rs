@@ -4,7 +4,7 @@ use podway_model::cluster::{Claim, Released, decode, encode};
 use podway_model::keys::Key;
 
 use super::super::rig::{EPOCH, seconds};
-use super::world::{Happening, NODES, World};
+use super::world::{Happening, World};
 
 impl World {
     /// One thing goes wrong.
@@ -40,6 +40,7 @@ impl World {
             70..76 => {
                 let hours = i64::try_from(self.below(60)).unwrap() - 30;
                 self.nodes[node].skew += hours * 3600;
+                self.nodes[node].most_skew = self.nodes[node].most_skew.max(self.nodes[node].skew);
                 self.tell_time(node);
             }
             76..80 => self.spoil(node),
@@ -131,7 +132,7 @@ impl World {
                     }
                 }
                 // What a client knows is not this store any more.
-                for node in 0..NODES {
+                for node in 0..self.nodes.len() {
                     self.nodes[node].seen = None;
                     self.nodes[node].lease = None;
                 }
@@ -157,7 +158,7 @@ impl World {
         }
         self.put_pools(false);
         self.mem.put("config", br#"{"schema":1}"#, None).unwrap();
-        for node in 0..NODES {
+        for node in 0..self.nodes.len() {
             self.nodes[node].skew = 0;
             self.at(seconds(1), Happening::Start(node));
             self.at(seconds(1), Happening::Reconnect(node));

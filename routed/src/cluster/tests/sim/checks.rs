@@ -11,8 +11,11 @@
 //! 3. **Views.** While a node is out of sync, no other node's record or block leaves its view, nor does one of its own
 //!    blocks; in sync, only what was deleted from the store leaves.
 //! 4. **Signs of life** that end change nothing but the hint.
-//! 5. **End.** Once quiet, every live node has a block per family; views, claims and node files agree.
+//! 5. **End.** Once quiet, every live node has a block per family; views, claims and node files agree; no pod lives in
+//!    a block of which its node does not speak.
 //! 6. No deadline is in the past.
+//! 7. **Holds.** No claim is made or confirmed at a moment at which its block is held back, unless by a node whose
+//!    clock was a day ahead, or for a block that was its own before the store was wiped or restored.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,10 +23,10 @@ use ipnet::IpNet;
 use podway_model::cluster::{Claim, decode};
 use podway_model::ids::NodeName;
 use podway_model::keys::Key;
-use podway_store::{Change, Event as StoreEvent};
+use podway_store::{Change, Entry, Event as StoreEvent};
 
 use super::node::Node;
-use super::world::{NODES, World};
+use super::world::World;
 use crate::cluster::claims::overlap;
 use crate::cluster::event::Event;
 use crate::view::{ClusterView, OwnBlockState};
@@ -56,6 +59,20 @@ impl World {
         if let Some([(block, a), (other, b)]) = both {
             let text = format!("claims {block} of {a} and {other} of {b} are both confirmed");
             self.fail(text);
+        }
+    }
+
+    /// Invariant 7: a write of `node` that was just done; `before`: what stood at the key.
+    pub(super) fn check_hold(&mut self, node: usize, key: &str, before: Option<Entry>) {
+        let Ok(Key::Claim(_, block)) = key.parse() else { return };
+        let is_new = match before {
+            None => true,
+            Some(entry) => decode::<Claim>(&entry.value).is_ok_and(|claim| !claim.confirmed),
+        };
+        let is_held = self.mem.entry(&Key::Released(block).to_string()).is_some();
+        let is_ahead = self.nodes[node].most_skew >= 23 * 3600;
+        if is_new && is_held && !is_ahead && !self.was_wiped {
+            self.fail(format!("n{node} writes {key}, whose block is held back"));
         }
     }
 
@@ -144,7 +161,7 @@ impl World {
             expected.entry(node).or_default().insert(*block);
         }
         let first = &self.nodes[0].view;
-        for i in 0..NODES {
+        for i in 0..self.nodes.len() {
             let node = &self.nodes[i];
             let name = node.name();
             let mine = expected.get(&node.me.node).cloned().unwrap_or_default();
@@ -162,6 +179,9 @@ impl World {
             let held: BTreeSet<IpNet> = held.map(|own| own.cidr).collect();
             if held != mine {
                 return Err(format!("{name} holds {held:?}, which is not what the store says: {mine:?}"));
+            }
+            if let Some(block) = node.pods.keys().find(|block| !node.shows(**block)) {
+                return Err(format!("{name} says nothing of {block}, in which it has pods"));
             }
             let file = node.disk.as_ref().filter(|file| file.confirmed && file.boot_id == node.me.boot_id);
             let listed: BTreeSet<IpNet> =

@@ -48,6 +48,8 @@ pub(super) struct Node {
     pub(super) load: u64,
     /// Wall clock against the true time, in seconds.
     pub(super) skew: i64,
+    /// The furthest that its clock was ever ahead.
+    pub(super) most_skew: i64,
     pub(super) view: Arc<ClusterView>,
 }
 
@@ -72,6 +74,7 @@ impl Node {
             pods: BTreeMap::new(),
             load: 0,
             skew: 0,
+            most_skew: 0,
             view: Arc::default(),
         }
     }
@@ -96,6 +99,11 @@ impl Node {
     pub(super) fn holds(&self, block: IpNet) -> bool {
         let is_held = |state| matches!(state, OwnBlockState::Active | OwnBlockState::Draining);
         self.view.own_blocks.iter().any(|own| own.cidr == block && is_held(own.state))
+    }
+
+    /// Whether people are told of the block as this node's, lost or not.
+    pub(super) fn shows(&self, block: IpNet) -> bool {
+        self.view.own_blocks.iter().any(|own| own.cidr == block)
     }
 
     /// Pods come and go towards the load; where they come is what the plugin would do.
@@ -126,7 +134,7 @@ impl Node {
     }
 
     /// A look at the leases, under the address lock.
-    pub(super) fn look(&self) -> (BTreeMap<IpNet, Usage>, u64) {
+    pub(super) fn look(&self) -> (BTreeMap<IpNet, Usage>, u64, Vec<IpAddr>) {
         let reserved = self.file().map(|file| file.tunnel_addresses.clone()).unwrap_or_default();
         let usage = |block: IpNet| {
             let leased = self.pods.get(&block).copied().unwrap_or(0);
@@ -134,7 +142,9 @@ impl Node {
             Usage { available, leased, quarantined: 0, first_leased: false }
         };
         let blocks = self.view.own_blocks.iter().map(|own| (own.cidr, usage(own.cidr))).collect();
-        (blocks, self.file().map_or(0, |file| file.generation))
+        let lost = self.pods.keys().filter(|block| !self.shows(**block));
+        let elsewhere = lost.map(IpNet::broadcast).collect();
+        (blocks, self.file().map_or(0, |file| file.generation), elsewhere)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Time, the store, and what reaches whom and when.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +18,6 @@ use crate::cluster::core::Core;
 use crate::cluster::event::{Action, Event, Operation, Usage, Write};
 use crate::cluster::table::PREFIXES;
 
-pub(super) const NODES: usize = 50;
 /// How long things go wrong.
 const CHAOS: Duration = Duration::from_secs(240);
 /// Place of `claims/` in [`PREFIXES`].
@@ -30,6 +30,8 @@ pub(super) enum Bug {
     CompareSkipped,
     /// The store writes and deletes without looking at the condition.
     ConditionSkipped,
+    /// The store looks at the condition of the key that is written, and not at the hold on the block.
+    HoldSkipped,
     /// After a reconnect a node takes half of the store for all of it.
     DeleteBeforeSync,
     /// Several keys get one create revision.
@@ -74,6 +76,7 @@ pub(super) enum Happening {
         life: u64,
         blocks: BTreeMap<IpNet, Usage>,
         generation: u64,
+        elsewhere: Vec<IpAddr>,
     },
     Wake {
         node: usize,
@@ -124,7 +127,7 @@ pub(super) struct World {
 }
 
 impl World {
-    pub(super) fn new(seed: u64, bug: Option<Bug>) -> Self {
+    pub(super) fn new(seed: u64, nodes: usize, bug: Option<Bug>) -> Self {
         let mut world = Self {
             seed,
             random: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0xd1b5_4a32_d192_ed03,
@@ -134,7 +137,7 @@ impl World {
             restores: 0,
             backup: None,
             was_wiped: false,
-            nodes: (0..NODES).map(Node::new).collect(),
+            nodes: (0..nodes).map(Node::new).collect(),
             is_dual: seed.is_multiple_of(3),
             is_quiet: false,
             taken: BTreeMap::new(),
@@ -150,7 +153,7 @@ impl World {
             failure: None,
         };
         world.put_pools(false);
-        for node in 0..NODES {
+        for node in 0..nodes {
             let at = world.up_to(2000);
             world.at(at, Happening::Start(node));
             let at = world.up_to(20_000);
@@ -163,9 +166,15 @@ impl World {
     /// Small pools in every other seed: many claims collide. Without holds there is always room for everybody.
     pub(super) fn pools(&self, disabled: bool) -> Vec<(String, Vec<u8>)> {
         let small = self.seed.is_multiple_of(2);
-        let four = ("pools/p4", if small { "10.0.0.0/19" } else { "10.0.0.0/17" });
-        let six = ("pools/p6", if small { "fd00::/115" } else { "fd00::/112" });
-        let pools = [four, six].into_iter().take(if self.is_dual { 2 } else { 1 });
+        // 128 or 512 blocks for up to 50 nodes, four times as many for up to 200.
+        let is_large = self.nodes.len() > 50;
+        let (four, six) = match (small, is_large) {
+            (true, false) => ("10.0.0.0/19", "fd00::/115"),
+            (false, false) | (true, true) => ("10.0.0.0/17", "fd00::/113"),
+            (false, true) => ("10.0.0.0/15", "fd00::/111"),
+        };
+        let pools =
+            [("pools/p4", four), ("pools/p6", six)].into_iter().take(if self.is_dual { 2 } else { 1 });
         pools.map(|(key, cidr)| (key.to_owned(), encode(&Pool { disabled, ..pool(cidr) }))).collect()
     }
 
@@ -208,7 +217,7 @@ impl World {
         if self.mem.revision() != self.checked_revision {
             self.checked_revision = self.mem.revision();
             self.check_store();
-            for node in 0..NODES {
+            for node in 0..self.nodes.len() {
                 self.deliver_soon(node);
             }
         }
@@ -231,7 +240,7 @@ impl World {
     }
 
     pub(super) fn any_node(&mut self) -> usize {
-        usize::try_from(self.below(NODES as u64)).unwrap()
+        usize::try_from(self.below(self.nodes.len() as u64)).unwrap()
     }
 
     /// Once in `n`, while things go wrong.
@@ -296,12 +305,14 @@ impl World {
             }
             Happening::Look { node, life } if self.is_current(node, life) => {
                 self.nodes[node].is_look_due = false;
-                let (blocks, generation) = self.nodes[node].look();
+                let (blocks, generation, elsewhere) = self.nodes[node].look();
                 let after = self.up_to(100);
-                self.at(after, Happening::Looked { node, life, blocks, generation });
+                self.at(after, Happening::Looked { node, life, blocks, generation, elsewhere });
             }
-            Happening::Looked { node, life, blocks, generation } if self.is_current(node, life) => {
-                self.step(node, Event::Usage { blocks, generation });
+            Happening::Looked { node, life, blocks, generation, elsewhere }
+                if self.is_current(node, life) =>
+            {
+                self.step(node, Event::Usage { blocks, generation, elsewhere });
             }
             Happening::Wake { node, life } if self.is_current(node, life) => {
                 self.nodes[node].wake_at = None;
@@ -533,7 +544,7 @@ impl World {
         for entry in &mut entries {
             match self.bug {
                 Some(Bug::CompareSkipped) if entry.key.starts_with(&own) => entry.create_revision = 1,
-                Some(Bug::RevisionReused) => entry.create_revision &= !0xff,
+                Some(Bug::RevisionReused) => entry.create_revision &= !0xfff,
                 _ => {}
             }
         }
@@ -630,8 +641,13 @@ impl World {
     }
 
     fn arrive(&mut self, node: usize, life: u64, write: &Write, answer: bool) {
+        let before = self.mem.entry(&write.key);
         let result = if self.bug == Some(Bug::ConditionSkipped) {
             self.write_blindly(node, write)
+        } else if self.bug == Some(Bug::HoldSkipped)
+            && let Operation::PutGuarded(value, expect, _) = &write.operation
+        {
+            self.mem.put_if(&write.key, value, *expect, None).unwrap()
         } else {
             let mut lease = self.nodes[node].lease;
             let result = carry_out(&mut self.mem, &mut lease, write);
@@ -640,8 +656,10 @@ impl World {
             }
             result
         };
-        if matches!((&write.operation, &result), (Operation::Delete(_), Written::Done { .. })) {
-            self.note_deleted(&write.key, false);
+        match (&write.operation, &result) {
+            (Operation::Delete(_), Written::Done { .. }) => self.note_deleted(&write.key, false),
+            (_, Written::Done { .. }) => self.check_hold(node, &write.key, before),
+            _ => {}
         }
         if answer {
             let after = self.up_to(30);
@@ -651,7 +669,7 @@ impl World {
 
     fn write_blindly(&mut self, node: usize, write: &Write) -> Written {
         match &write.operation {
-            Operation::Put(value, _) => {
+            Operation::Put(value, _) | Operation::PutGuarded(value, ..) => {
                 Written::Done { revision: self.mem.put(&write.key, value, None).unwrap() }
             }
             Operation::PutLeased(..) => carry_out(&mut self.mem, &mut self.nodes[node].lease, write),

@@ -1,0 +1,125 @@
+//! `usage/<node>`: how many addresses of each block pods hold, for people (`podwayctl ipam show`). Pure; the shell writes.
+//!
+//! Nobody watches the key and nothing follows from it, so it is no part of the core. It is written seldom: when it differs
+//! from what this run told, at most every ten minutes. A run that finds the node empty tells nothing until the first pod,
+//! which is told at once.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use podway_model::cluster::{Usage as Told, encode};
+use podway_store::{Expect, StoreError, Written};
+
+use super::event::Usage;
+
+/// Shortest time between two writes.
+const EVERY: Duration = Duration::from_secs(600);
+/// Time after a write that failed.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// What the store was told, and is to be told.
+#[derive(Debug, Default)]
+pub(super) struct Teller {
+    used: BTreeMap<IpNet, u32>,
+    /// What this run told last.
+    told: BTreeMap<IpNet, u32>,
+    writing: Option<BTreeMap<IpNet, u32>>,
+    /// The key's revision, as far as it is known.
+    revision: Option<i64>,
+    not_before: Duration,
+}
+
+impl Teller {
+    /// How full the blocks are now.
+    pub(super) fn look(&mut self, blocks: &BTreeMap<IpNet, Usage>) {
+        let number = |leased: u64| u32::try_from(leased).unwrap_or(u32::MAX);
+        let used = blocks.iter().filter(|(_, usage)| usage.leased > 0);
+        self.used = used.map(|(block, usage)| (*block, number(usage.leased))).collect();
+    }
+
+    /// When the next write is due, if there is something to tell.
+    pub(super) fn due(&self) -> Option<Duration> {
+        (self.writing.is_none() && self.used != self.told).then_some(self.not_before)
+    }
+
+    /// What is to be written now; answer with [`Self::on_written`].
+    pub(super) fn write(&mut self, now: Duration) -> Option<(Vec<u8>, Expect)> {
+        self.due().filter(|due| *due <= now)?;
+        let blocks = self.used.clone();
+        let value = encode(&Told { blocks: blocks.clone() });
+        self.writing = Some(blocks);
+        Some((value, self.revision.map_or(Expect::Absent, Expect::Revision)))
+    }
+
+    /// A write was answered. Where an earlier run's value stands, its revision is known now.
+    pub(super) fn on_written(&mut self, now: Duration, result: Result<Written, StoreError>) {
+        let Some(blocks) = self.writing.take() else { return };
+        match result {
+            Ok(Written::Done { revision }) => {
+                self.told = blocks;
+                self.revision = Some(revision);
+                self.not_before = now + EVERY;
+            }
+            Ok(Written::Refused { found }) => self.revision = found.map(|entry| entry.mod_revision),
+            Err(_) => self.not_before = now + RETRY,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use podway_store::Entry;
+
+    fn seconds(n: u64) -> Duration {
+        Duration::from_secs(n)
+    }
+
+    fn used(leased: u64) -> BTreeMap<IpNet, Usage> {
+        let usage = Usage { available: 64 - leased, leased, quarantined: 0, first_leased: false };
+        [("10.0.0.0/26".parse().unwrap(), usage)].into()
+    }
+
+    fn text(written: Option<(Vec<u8>, Expect)>) -> Option<(String, Expect)> {
+        written.map(|(value, expect)| (String::from_utf8(value).unwrap(), expect))
+    }
+
+    #[test]
+    fn use_is_told_when_it_changes_and_seldom() {
+        let mut teller = Teller::default();
+        teller.look(&used(0));
+        assert_eq!((teller.due(), teller.write(seconds(0))), (None, None));
+        // The first pod at once, what follows in time and as one.
+        teller.look(&used(1));
+        let first = text(teller.write(seconds(5)));
+        assert_eq!(first, Some((r#"{"schema":1,"blocks":{"10.0.0.0/26":1}}"#.to_owned(), Expect::Absent)));
+        assert_eq!(teller.due(), None, "one write at a time");
+        teller.on_written(seconds(6), Ok(Written::Done { revision: 7 }));
+        for leased in 2..5 {
+            teller.look(&used(leased));
+            assert_eq!(teller.write(seconds(10)), None);
+        }
+        assert_eq!(teller.due(), Some(seconds(606)));
+        let second = text(teller.write(seconds(606))).unwrap();
+        assert!(second.0.contains(":4}") && second.1 == Expect::Revision(7), "{second:?}");
+        teller.on_written(seconds(606), Ok(Written::Done { revision: 9 }));
+        assert_eq!(teller.due(), None, "nothing has changed");
+        teller.look(&used(0));
+        assert_eq!(text(teller.write(seconds(2000))).unwrap().0, r#"{"schema":1,"blocks":{}}"#);
+    }
+
+    #[test]
+    fn what_an_earlier_run_told_is_written_over_and_a_failure_is_tried_again() {
+        let mut teller = Teller::default();
+        teller.look(&used(3));
+        teller.write(seconds(1)).unwrap();
+        let found = Entry { key: "usage/n1".to_owned(), value: vec![], create_revision: 3, mod_revision: 5 };
+        teller.on_written(seconds(1), Ok(Written::Refused { found: Some(found) }));
+        assert_eq!(teller.write(seconds(1)).unwrap().1, Expect::Revision(5));
+        let error = StoreError::Timeout { endpoint: "mem".into(), after: seconds(5) };
+        teller.on_written(seconds(6), Err(error));
+        assert_eq!(teller.due(), Some(seconds(16)));
+        assert_eq!(teller.write(seconds(16)).unwrap().1, Expect::Revision(5));
+    }
+}
