@@ -409,27 +409,27 @@ macro_rules! pairs {
             use super::{Kind, Role, cells};
 
             #[test]
-            fn mesh() {
+            fn as_mesh_peer() {
                 cells(stringify!($pair), Kind::$a, Kind::$b, Some(Role::Mesh));
             }
 
             #[test]
-            fn client() {
+            fn as_our_client() {
                 cells(stringify!($pair), Kind::$a, Kind::$b, Some(Role::Client));
             }
 
             #[test]
-            fn reflector() {
+            fn as_reflector_above_us() {
                 cells(stringify!($pair), Kind::$a, Kind::$b, Some(Role::Reflector));
             }
 
             #[test]
-            fn external() {
+            fn as_neighbour_outside() {
                 cells(stringify!($pair), Kind::$a, Kind::$b, Some(Role::External));
             }
 
             #[test]
-            fn bfd() {
+            fn watched_by_bfd() {
                 cells(stringify!($pair), Kind::$a, Kind::$b, None);
             }
         }

@@ -145,7 +145,7 @@ impl Speaker for Openbgpd {
                 Some("restarts without the R and F bits (bgpd.conf(5), announce restart: End-of-RIB only)")
             }
             What::V6 if self.side.peers[0].role == Role::External => Some(
-                "7.7 tells ::1 as IPv6 next hop over an IPv4 session with another AS (bird_and_openbgpd::external: to BIRD too)",
+                "7.7 tells ::1 as IPv6 next hop over an IPv4 session with another AS (bird_and_openbgpd::as_neighbour_outside: to BIRD too)",
             ),
             _ => None,
         }

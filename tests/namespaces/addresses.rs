@@ -18,8 +18,11 @@ fn show(node: &Node) -> Result<Value> {
     serde_json::from_str(&text).context("output of podwayctl ipam show")
 }
 
-/// Problems that `ipam check` finds, and its exit code.
-fn check(node: &Node, more: &[&str]) -> Result<(Vec<(String, Value)>, Option<i32>)> {
+/// Problems and remedies.
+type Findings = Vec<(String, Value)>;
+
+/// What `ipam check` finds, and its exit code.
+fn check(node: &Node, more: &[&str]) -> Result<(Findings, Option<i32>)> {
     let output = node.podwayctl(&[&["ipam", "check", "-o", "json"], more].concat(), "")?;
     let findings: Vec<Value> = serde_json::from_str(&output.stdout)
         .with_context(|| format!("output of podwayctl ipam check: {}", output.stderr))?;

@@ -299,7 +299,9 @@ impl Core {
     /// backup. Nothing is torn down: what it held stays in force for a while, and every node writes its own again.
     fn compare_with(&mut self, before: Table, out: &mut Vec<Action>) {
         let is_wiped = self.table.is_empty() && !before.pools.is_empty() && !before.claims.is_empty();
-        let is_restored = self.table.revision < before.revision && !before.claims.is_empty();
+        // Others may have written so much since that the revision says nothing any more.
+        let is_back = self.table.revision < before.revision || self.table.goes_back_behind(&before);
+        let is_restored = is_back && !before.claims.is_empty();
         if !is_wiped && !is_restored {
             return;
         }

@@ -173,6 +173,21 @@ impl Table {
         was_whole && (self.pools.is_empty() || self.nodes.is_empty() || self.claims.is_empty())
     }
 
+    /// Whether a key was changed last at an earlier revision than `before` shows it: no store goes that way, so it was
+    /// restored from a backup.
+    pub(crate) fn goes_back_behind(&self, before: &Self) -> bool {
+        fn any<K: Ord, V>(now: &BTreeMap<K, Stored<V>>, before: &BTreeMap<K, Stored<V>>) -> bool {
+            let is_back = |(key, then): (&K, &Stored<V>)| {
+                now.get(key).is_some_and(|stored| stored.modified < then.modified)
+            };
+            before.iter().any(is_back)
+        }
+        any(&self.claims, &before.claims)
+            || any(&self.nodes, &before.nodes)
+            || any(&self.live, &before.live)
+            || any(&self.pools, &before.pools)
+    }
+
     /// Whether it shows that a cluster is, or was, there.
     pub(crate) fn is_empty(&self) -> bool {
         self.pools.is_empty() && self.nodes.is_empty() && self.claims.is_empty()

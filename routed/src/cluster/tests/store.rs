@@ -176,6 +176,29 @@ fn a_store_restored_to_before_the_claim_gets_it_again_and_nothing_is_torn_down()
 }
 
 #[test]
+fn a_restored_store_that_went_on_beyond_what_this_node_knew_is_noticed_all_the_same() {
+    let mut rig = Rig::new().started();
+    let theirs = net("10.0.200.0/26");
+    rig.put_node(2);
+    rig.put_claim(2, theirs, false);
+    let backup = rig.mem.clone();
+    rig.put_claim(2, theirs, true);
+    rig.settle();
+    let shown = |rig: &Rig| rig.view().nodes[&"n2".parse().unwrap()].blocks.contains(&theirs);
+    assert!(shown(&rig));
+    let known = rig.mem.revision();
+    rig.mem = backup;
+    while rig.mem.revision() <= known {
+        rig.put_node(7);
+    }
+    // The backend knows that it is another store, and reads it anew.
+    rig.seen = None;
+    rig.settle();
+    assert!(rig.has_warned("restored to an older state"));
+    assert!(shown(&rig), "the other node has not confirmed its claim again yet");
+}
+
+#[test]
 fn a_restored_store_in_which_somebody_else_holds_the_block_wins() {
     let mut rig = Rig::new().started();
     let block = rig.block();

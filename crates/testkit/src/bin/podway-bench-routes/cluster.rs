@@ -126,6 +126,7 @@ async fn fill(store: &dyn Store, nodes: usize) -> Result<()> {
             labels: [("zone".to_owned(), format!("z{}", node % 3))].into(),
             asn: None,
             vtep_mac: Some(names::vtep_mac(name.as_str(), names::VXLAN_DEVICE)),
+            wireguard_key: None,
             version: "0.1.0".to_owned(),
         };
         let life = Liveness { instance_id, addresses: vec![address(node)?.into()] };

@@ -7,6 +7,8 @@
 //! | [`cluster`] | a lab whose etcd holds 5,000 nodes: a start of `routed`, and one node's change |
 //! | [`report`] | medians, ratios, budgets |
 
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "its output is its purpose")]
+
 mod cluster;
 mod kernel;
 mod report;
