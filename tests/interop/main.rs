@@ -67,6 +67,8 @@ struct Run {
     failures: Vec<String>,
 }
 
+/// Why two foreigners are not tried in the gate: they wait long where one of them has no answer.
+const JUDGES: &str = "two BGP speakers of others (PODWAY_BGP_JUDGES)";
 /// Why a pair is skipped; stands in `tests/skips.toml`.
 const MISSING: &str =
     "no BGP speaker of somebody else (Debian packages bird2, frr, gobgpd, openbgpd, exabgp)";
@@ -366,6 +368,11 @@ fn short(log: &str) -> String {
 fn cells(pair: &str, a: Kind, b: Kind, role: Option<Role>) {
     let test = format!("{pair}::{}", role.map_or("bfd", Role::as_str));
     if !root_or_skip(&test) {
+        return;
+    }
+    // What others do to each other says nothing of ours: it is looked at where there is time for it.
+    if a != Kind::Podway && b != Kind::Podway && std::env::var_os("PODWAY_BGP_JUDGES").is_none() {
+        say(&format!("SKIP {test}: {JUDGES}"));
         return;
     }
     // One that passes nothing on is nobody's reflector.

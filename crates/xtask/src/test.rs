@@ -19,8 +19,10 @@ const LAST_START: Duration = Duration::from_secs(80 * 60);
 pub(crate) const SUITES_PACKAGE: &str = "podway-tests";
 /// The one of its suites that needs neither root nor programs.
 const ARCHITECTURE: &str = "architecture";
-/// Those that need container runtimes and BGP speakers of somebody else.
-const WITH_OTHERS: [&str; 2] = ["runtimes", "interop"];
+/// The one that needs container runtimes of somebody else.
+const RUNTIMES: &str = "runtimes";
+/// Those that need programs of somebody else. BGP speakers are tried by `cargo xtask matrix bgp`.
+const WITH_OTHERS: [&str; 2] = [RUNTIMES, "interop"];
 
 /// Crates that build without the protobuf compiler.
 const WITHOUT_PROTOC: [&str; 10] = [
@@ -76,8 +78,7 @@ const INTEROP: Layer = Layer {
     name: "interop",
     run: |run| {
         run.tools.prepare_runtimes();
-        run.tools.prepare_speakers();
-        run.programs_of(|p| p.package == SUITES_PACKAGE && WITH_OTHERS.contains(&p.name.as_str()))
+        run.programs_of(|p| p.package == SUITES_PACKAGE && p.name == RUNTIMES)
     },
 };
 const DEMO: Layer = Layer { name: "demo", run: |run| demos::one(&run.tools, &mut run.tally) };

@@ -385,7 +385,6 @@ mod tests {
         let pool = Pool {
             cidr: "10.244.0.0/16".parse().unwrap(),
             block_size: None,
-            encapsulation: None,
             node_selector: LabelSelector::default(),
             namespace_selector: None,
             nat: true,
