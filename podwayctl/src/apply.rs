@@ -15,6 +15,7 @@ use crate::args::{ApplyArgs, StoreArgs};
 use crate::objects::{self, Given, label};
 use crate::outcome::Failure;
 use crate::output::Output;
+use crate::references;
 
 /// Times that a write is tried again because somebody else wrote in between.
 const CONFLICTS: usize = 8;
@@ -45,6 +46,7 @@ pub(crate) async fn run(store: &StoreArgs, args: &ApplyArgs, output: &Output) ->
     if given.iter().any(|given| given.document.kind() == Kind::Pool) {
         check_pools(store, &given).await?;
     }
+    references::check_apply(store, &given).await?;
     given.sort_by_key(|given| Kind::ALL.iter().position(|kind| *kind == given.document.kind()));
 
     let mut stored: BTreeMap<String, Entry> = BTreeMap::new();

@@ -11,7 +11,7 @@ const EXIT_CODES: &str = "\
 Exit codes:
    0  done
    1  failed: the message says what, and what to do
-   2  denied (policy trace)
+   2  denied (policy trace), rejected (bgp filter test)
    3  not found
    4  this node is not ready
   64  bad input: every mistake is listed, nothing was changed";
@@ -60,7 +60,7 @@ pub(crate) enum Command {
     /// Create or change objects from YAML or JSON files
     ///
     /// Everything is checked before anything is written: a mistake anywhere means that nothing changes.
-    /// Kinds: ClusterConfig, Pool, BGPPeer, Reflector (apiVersion podway.io/v1), and Kubernetes' Namespace, Pod
+    /// Kinds: ClusterConfig, Pool, BGPPeer, BGPFilter, Reflector (apiVersion podway.io/v1), and Kubernetes' Namespace, Pod
     /// and NetworkPolicy for clusters without an API server.
     Apply(ApplyArgs),
     /// Show objects
@@ -74,7 +74,7 @@ pub(crate) enum Command {
     /// Asks this node's routed and policy-agent, and reads the cluster store. Exits with 4 if this node is not
     /// ready.
     Status(StatusArgs),
-    /// BGP sessions and routes of this node
+    /// BGP: sessions and routes of this node, reflectors and filters of the cluster
     #[command(subcommand)]
     Bgp(BgpCommand),
     /// NetworkPolicy on this node: what becomes of a connection, and why
@@ -99,7 +99,7 @@ pub(crate) struct ApplyArgs {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct GetArgs {
-    /// What to show: clusterconfig, pools, bgppeers, reflectors, namespaces, pods, networkpolicies
+    /// What to show: clusterconfig, pools, bgppeers, bgpfilters, reflectors, namespaces, pods, networkpolicies
     #[arg(value_parser = crate::objects::parse_kind)]
     pub(crate) kind: podway_model::document::Kind,
 
@@ -161,9 +161,137 @@ pub(crate) struct SocketArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum BgpCommand {
     /// BGP sessions of this node
+    ///
+    /// LAST ERROR is why the session is not, or was last not, up; TOLD is the last NOTIFICATION that the peer was sent;
+    /// IGNORED counts what it sent that could not be used as it came.
     Peers(SocketArgs),
     /// BGP routes that this node knows, best paths marked with *
     Routes(SocketArgs),
+    /// What a peer has told this node, as it came, and what became of it
+    Received(PeerArgs),
+    /// What a peer has been told
+    Advertised(PeerArgs),
+    /// Ask a peer for its whole table again; its session stays
+    Refresh(PeerArgs),
+    /// End a peer's session and begin it anew; its routes go until it is up again
+    Reset(ResetArgs),
+    /// Which nodes are route reflectors
+    #[command(subcommand)]
+    Reflector(ReflectorCommand),
+    /// Filters of routes
+    #[command(subcommand)]
+    Filter(FilterCommand),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct PeerArgs {
+    /// Address or name of the peer, as `podwayctl bgp peers` has it
+    pub(crate) peer: String,
+
+    #[command(flatten)]
+    pub(crate) sockets: SocketArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ResetArgs {
+    /// Address or name of the peer, as `podwayctl bgp peers` has it
+    pub(crate) peer: String,
+
+    /// Words for the operator at the other end
+    #[arg(long, value_name = "TEXT", default_value = "reset by the operator")]
+    pub(crate) words: String,
+
+    #[command(flatten)]
+    pub(crate) sockets: SocketArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ReflectorCommand {
+    /// All reflectors, and whether they are used
+    List,
+    /// Make a node a reflector
+    ///
+    /// Nodes get sessions with it before any other session is closed.
+    Add(AddReflectorArgs),
+    /// A node is a reflector no longer
+    ///
+    /// The last one is not removed while the topology is reflectors: the nodes would have no routes.
+    Remove(RemoveReflectorArgs),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct AddReflectorArgs {
+    /// Name of the node
+    pub(crate) node: String,
+
+    /// Cluster id (RFC 4456 section 7) [default: the node's router id]
+    #[arg(long, value_name = "ID")]
+    pub(crate) cluster_id: Option<std::net::Ipv4Addr>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct RemoveReflectorArgs {
+    /// Name of the node
+    pub(crate) node: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum FilterCommand {
+    /// What a filter makes of a route, and which rule decides
+    ///
+    /// Uses the code that `routed` uses. Exits with 2 if the route is rejected.
+    Test(FilterTestArgs),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct FilterTestArgs {
+    /// Name of the BGPFilter
+    pub(crate) filter: String,
+
+    /// Destination of the route, a prefix
+    pub(crate) route: ipnet::IpNet,
+
+    /// Take the filter, and communities by name, from this file instead of the cluster store; - for standard input
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) filename: Option<PathBuf>,
+
+    /// The neighbour that the route comes from [default: none, this node originates it]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) from: Option<std::net::IpAddr>,
+
+    /// What that neighbour is
+    #[arg(long, value_enum, default_value_t, requires = "from")]
+    pub(crate) role: PeerRole,
+
+    /// Next hop [default: the neighbour, or 192.0.2.1 or 2001:db8::1]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) next_hop: Option<std::net::IpAddr>,
+
+    /// AS path, the neighbour's AS first, separated by commas
+    #[arg(long, value_name = "ASN,…", value_delimiter = ',')]
+    pub(crate) as_path: Vec<u32>,
+
+    /// A community; may be given several times
+    #[arg(long, value_name = "COMMUNITY")]
+    pub(crate) community: Vec<podway_model::bgp::Community>,
+
+    /// MED
+    #[arg(long)]
+    pub(crate) med: Option<u32>,
+
+    /// LOCAL_PREF
+    #[arg(long)]
+    pub(crate) local_pref: Option<u32>,
+}
+
+/// What a neighbour is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PeerRole {
+    Internal,
+    Client,
+    Reflector,
+    #[default]
+    External,
 }
 
 #[derive(Debug, Subcommand)]

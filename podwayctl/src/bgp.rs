@@ -1,4 +1,8 @@
-//! `podwayctl bgp`: what this node's `routed` says of its sessions and routes.
+//! `podwayctl bgp`: what this node's `routed` says of its sessions and routes; reflectors and filters of the cluster.
+
+pub(crate) mod filter;
+pub(crate) mod paths;
+pub(crate) mod reflector;
 
 use std::path::Path;
 use std::time::Duration;
@@ -65,12 +69,19 @@ pub(crate) fn unexpected(reply: &RoutedReply) -> Failure {
 
 /// One row per session.
 fn peer_table(peers: &[BgpPeerStatus]) -> Table {
-    let heads =
-        ["NAME", "ADDRESS", "ASN", "ROLE", "STATE", "SINCE", "RECEIVED", "SENT", "STALE", "LAST ERROR"];
+    // What is not there of anybody takes no column.
+    let watched = peers.iter().any(|peer| peer.bfd.is_some());
+    let told = peers.iter().any(|peer| peer.told.is_some());
+    let ignored = peers.iter().any(|peer| peer.ignored > 0 || peer.remark.is_some());
+    let mut heads = vec!["NAME", "ADDRESS", "ASN", "ROLE", "STATE", "SINCE", "RECEIVED", "SENT", "STALE"];
+    heads.extend(watched.then_some("BFD"));
+    heads.push("LAST ERROR");
+    heads.extend(told.then_some("TOLD"));
+    heads.extend(ignored.then_some("IGNORED"));
     let mut table = Table::new(&heads);
     for peer in peers {
         let up = peer.state == "Established";
-        table.row(vec![
+        let mut row: Vec<Cell> = vec![
             peer.name.clone().into(),
             peer.address.to_string().into(),
             peer.asn.to_string().into(),
@@ -80,8 +91,27 @@ fn peer_table(peers: &[BgpPeerStatus]) -> Table {
             peer.received.to_string().into(),
             peer.advertised.to_string().into(),
             peer.stale.to_string().into(),
-            peer.last_error.clone().unwrap_or_default().into(),
-        ]);
+        ];
+        row.extend(watched.then(|| match peer.bfd.as_deref() {
+            None => "".into(),
+            Some("up") => Cell::toned("up", Tone::Good),
+            Some(other) => Cell::toned(other, Tone::Bad),
+        }));
+        row.push(peer.last_error.clone().unwrap_or_default().into());
+        row.extend(told.then(|| {
+            let ago = peer.told_seconds.map(|ago| format!(", {} ago", since(ago))).unwrap_or_default();
+            peer.told.as_ref().map(|told| format!("{told}{ago}")).unwrap_or_default().into()
+        }));
+        row.extend(ignored.then(|| {
+            let remark = peer.remark.as_ref().map(|remark| format!(": {remark}")).unwrap_or_default();
+            let text = if peer.ignored == 0 && remark.is_empty() {
+                String::new()
+            } else {
+                format!("{}{remark}", peer.ignored)
+            };
+            Cell::toned(text, Tone::Warning)
+        }));
+        table.row(row);
     }
     table
 }
@@ -133,9 +163,19 @@ mod tests {
             updates: 0,
             bfd: None,
             last_error: last_error.map(str::to_owned),
+            told: None,
+            told_seconds: None,
+            ignored: 0,
+            remark: None,
         };
-        let peers = [peer("n2", "Established", None), peer("n3", "Active", Some("hold timer expired"))];
+        let mut peers = [peer("n2", "Established", None), peer("n3", "Active", Some("hold timer expired"))];
         insta::assert_snapshot!(peer_table(&peers).render(false, 0));
+        peers[0].bfd = Some("up".to_owned());
+        peers[1].told = Some("maximum number of prefixes reached (6/1)".to_owned());
+        peers[1].told_seconds = Some(130);
+        peers[1].ignored = 2;
+        peers[1].remark = Some("attribute 1: value 9 (Withdraw)".to_owned());
+        insta::assert_snapshot!("sessions_with_remarks", peer_table(&peers).render(false, 0));
     }
 
     #[test]

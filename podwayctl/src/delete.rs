@@ -11,6 +11,7 @@ use crate::get::not_found;
 use crate::objects::{self, label};
 use crate::outcome::Failure;
 use crate::output::Output;
+use crate::references;
 
 /// One line of the result.
 #[derive(Debug, Serialize)]
@@ -30,6 +31,7 @@ pub(crate) async fn run(store: &StoreArgs, args: &DeleteArgs, output: &Output) -
     let targets = targets(args)?;
     let store = objects::open(store)?;
     check_pools(store.as_ref(), &targets).await?;
+    references::check_delete(store.as_ref(), targets.iter().map(|target| &target.key)).await?;
     let mut deleted = Vec::new();
     let mut missing = Vec::new();
     for (i, target) in targets.iter().enumerate() {

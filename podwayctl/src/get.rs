@@ -1,7 +1,9 @@
 //! `podwayctl get`.
 
-use podway_model::cluster::{Assignment, PolicyMode, Topology};
+use podway_model::bgp::FilterVerdict;
+use podway_model::cluster::{Assignment, PeerExport, PeerImport, PolicyMode, Topology};
 use podway_model::document::{Document, Kind};
+use podway_model::ids::ObjectName;
 use podway_model::k8s::{LabelSelector, Labels, PolicyType, SelectorOperator};
 use serde_json::{Value, json};
 
@@ -64,7 +66,8 @@ fn table(kind: Kind, documents: &[Document]) -> Table {
     let mut table = Table::new(match kind {
         Kind::ClusterConfig => &["NAME", "BACKEND", "TOPOLOGY", "ASN", "MASQUERADE", "POLICY"],
         Kind::Pool => &["NAME", "CIDR", "BLOCKS", "ASSIGNMENT", "NAT", "NODES", "STATE"],
-        Kind::BgpPeer => &["NAME", "ADDRESS", "PORT", "ASN", "NODES"],
+        Kind::BgpPeer => &["NAME", "ADDRESS", "PORT", "ASN", "IMPORT", "EXPORT", "NODES"],
+        Kind::BgpFilter => &["NAME", "RULES", "OTHERWISE"],
         Kind::Reflector => &["NODE", "CLUSTER ID"],
         Kind::Namespace => &["NAME", "LABELS"],
         Kind::Pod => &["NAMESPACE", "NAME", "PHASE", "ADDRESSES", "NODE", "LABELS"],
@@ -113,7 +116,22 @@ fn row(document: &Document) -> Vec<Cell> {
             spec.address.to_string().into(),
             spec.port.to_string().into(),
             spec.asn.to_string().into(),
+            direction(spec.import != PeerImport::None, "all", spec.options.import_filter.as_ref()).into(),
+            match spec.export {
+                PeerExport::Own => direction(true, "own", spec.options.export_filter.as_ref()),
+                other => direction(other == PeerExport::All, "all", spec.options.export_filter.as_ref()),
+            }
+            .into(),
             selector(&spec.node_selector).into(),
+        ],
+        Document::BgpFilter { name, spec } => vec![
+            name.as_str().into(),
+            spec.rules.len().to_string().into(),
+            match spec.otherwise {
+                FilterVerdict::Accept => "accept",
+                FilterVerdict::Reject => "reject",
+            }
+            .into(),
         ],
         Document::Reflector { node, spec } => vec![
             node.as_str().into(),
@@ -144,6 +162,15 @@ fn row(document: &Document) -> Vec<Cell> {
                 isolates.join(",").into(),
             ]
         }
+    }
+}
+
+/// `none`, `all`, `own`, with the filter that everything goes through.
+fn direction(open: bool, what: &str, filter: Option<&ObjectName>) -> String {
+    match (open, filter) {
+        (false, _) => "none".to_owned(),
+        (true, None) => what.to_owned(),
+        (true, Some(filter)) => format!("{what} by {filter}"),
     }
 }
 

@@ -4,7 +4,8 @@
 //! |---|---|---|
 //! | `apply`, `get`, `delete` | the cluster store | [`apply`], [`get`], [`delete`] |
 //! | `status` | this node's daemons and the store | [`status`] |
-//! | `bgp peers`, `bgp routes` | this node's `routed` | [`bgp`] |
+//! | `bgp peers`, `routes`, `received`, `advertised`, `refresh`, `reset` | this node's `routed` | [`bgp`] |
+//! | `bgp reflector`, `bgp filter test` | the store | [`bgp`] |
 //! | `policy trace`, `policy list`, `policy check` | this node's `policy-agent` | [`policy`] |
 //! | `ipam show`, `ipam check`, `ipam release` | the store, and this node's `routed` | [`ipam`] |
 //! | `node list`, `node release` | the store | [`node`] |
@@ -26,6 +27,7 @@ mod objects;
 mod outcome;
 mod output;
 mod policy;
+mod references;
 mod status;
 mod table;
 
@@ -35,7 +37,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use podway_model::mistakes::EXIT_BAD_INPUT;
 
-use args::{Args, BgpCommand, Command, IpamCommand, NodeCommand, PolicyCommand};
+use args::{Args, BgpCommand, Command, FilterCommand, IpamCommand, NodeCommand, PolicyCommand};
 use outcome::Failure;
 use output::Output;
 
@@ -72,6 +74,16 @@ async fn run(args: &Args) -> Result<(), Failure> {
         Command::Status(command) => status::run(&args.store, command, &output).await,
         Command::Bgp(BgpCommand::Peers(command)) => bgp::peers(command, &output),
         Command::Bgp(BgpCommand::Routes(command)) => bgp::routes(command, &output),
+        Command::Bgp(BgpCommand::Received(command)) => bgp::paths::received(command, &output),
+        Command::Bgp(BgpCommand::Advertised(command)) => bgp::paths::advertised(command, &output),
+        Command::Bgp(BgpCommand::Refresh(command)) => bgp::paths::refresh(command, &output),
+        Command::Bgp(BgpCommand::Reset(command)) => bgp::paths::reset(command, &output),
+        Command::Bgp(BgpCommand::Reflector(command)) => {
+            bgp::reflector::run(&args.store, command, &output).await
+        }
+        Command::Bgp(BgpCommand::Filter(FilterCommand::Test(command))) => {
+            bgp::filter::test(&args.store, command, &output).await
+        }
         Command::Policy(PolicyCommand::Trace(command)) => policy::trace(command, &output),
         Command::Policy(PolicyCommand::List(command)) => policy::list(command, &output),
         Command::Policy(PolicyCommand::Check(command)) => policy::check(command, &output),

@@ -46,10 +46,11 @@ pub(crate) fn open(args: &StoreArgs) -> Result<Arc<dyn Store>, Failure> {
 
 /// Names of kinds as people type them: full, plural, short; any case.
 pub(crate) fn parse_kind(text: &str) -> Result<Kind, String> {
-    let names: [(Kind, &[&str]); 7] = [
+    let names: [(Kind, &[&str]); 8] = [
         (Kind::ClusterConfig, &["clusterconfig", "clusterconfigs", "config"]),
         (Kind::Pool, &["pool", "pools"]),
         (Kind::BgpPeer, &["bgppeer", "bgppeers", "peer", "peers"]),
+        (Kind::BgpFilter, &["bgpfilter", "bgpfilters", "filter", "filters"]),
         (Kind::Reflector, &["reflector", "reflectors"]),
         (Kind::Namespace, &["namespace", "namespaces", "ns"]),
         (Kind::Pod, &["pod", "pods", "po"]),
@@ -58,7 +59,7 @@ pub(crate) fn parse_kind(text: &str) -> Result<Kind, String> {
     let lower = text.to_lowercase();
     let found = names.iter().find(|(_, names)| names.contains(&lower.as_str()));
     found.map(|(kind, _)| *kind).ok_or_else(|| {
-        "expected clusterconfig, pools, bgppeers, reflectors, namespaces, pods or networkpolicies".to_owned()
+        "expected clusterconfig, pools, bgppeers, bgpfilters, reflectors, namespaces, pods or networkpolicies".to_owned()
     })
 }
 
@@ -68,6 +69,7 @@ pub(crate) fn prefix(kind: Kind) -> &'static str {
         Kind::ClusterConfig => "config",
         Kind::Pool => "pools/",
         Kind::BgpPeer => "peers/",
+        Kind::BgpFilter => "filters/",
         Kind::Reflector => "reflectors/",
         Kind::Namespace => "objects/namespaces/",
         Kind::Pod => "objects/pods/",

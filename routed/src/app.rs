@@ -30,7 +30,7 @@ use podway_daemon::{Process, Shutdown};
 use podway_ipam::LeaseStore;
 use podway_model::names;
 use podway_model::socket::{RoutedReply, RoutedRequest};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 
 use crate::bgp::{Bgp, Query};
 use crate::cluster::Identity;
@@ -196,7 +196,11 @@ async fn answer(question: RoutedRequest, summary: Summary, queries: mpsc::Sender
                 Ok(leases) => {
                     let held: Vec<IpAddr> = leases.ledger().leases().flat_map(|lease| lease.ips()).collect();
                     drop(leases);
-                    RoutedReply::Status(Box::new(summary.with(|inputs| status::status(inputs, &held))))
+                    let mut status = summary.with(|inputs| status::status(inputs, &held));
+                    status
+                        .problems
+                        .extend(crate::bgp::ask(&queries, Query::Problems).await.unwrap_or_default());
+                    RoutedReply::Status(Box::new(status))
                 }
                 Err(error) => RoutedReply::Failed { reason: error.to_string() },
             }
@@ -215,31 +219,14 @@ async fn answer(question: RoutedRequest, summary: Summary, queries: mpsc::Sender
             let release = tokio::task::spawn_blocking(move || ipam::release(&identity, address, force));
             answered(release.await)
         }
-        RoutedRequest::BgpPeers => match ask(&queries, Query::Peers).await {
-            Some(peers) => RoutedReply::BgpPeers { peers },
-            None => RoutedReply::Failed { reason: "the BGP task is ending".to_owned() },
+        question => match crate::bgp::reply(&queries, question).await {
+            Some(reply) => reply,
+            None => RoutedReply::Failed { reason: "a question that nobody answers".to_owned() },
         },
-        RoutedRequest::BgpRoutes => match ask(&queries, Query::Routes).await {
-            Some(routes) => RoutedReply::BgpRoutes { routes },
-            None => RoutedReply::Failed { reason: "the BGP task is ending".to_owned() },
-        },
-        RoutedRequest::BgpRefresh { peer } => {
-            match ask(&queries, |asker| Query::Refresh(peer, asker)).await {
-                Some(true) => RoutedReply::Done,
-                Some(false) => RoutedReply::Failed { reason: crate::bgp::no_session(peer) },
-                None => RoutedReply::Failed { reason: "the BGP task is ending".to_owned() },
-            }
-        }
     }
 }
 
 fn answered(done: Result<Result<RoutedReply, String>, tokio::task::JoinError>) -> RoutedReply {
     let reply = done.unwrap_or_else(|error| Err(error.to_string()));
     reply.unwrap_or_else(|reason| RoutedReply::Failed { reason })
-}
-
-async fn ask<T>(queries: &mpsc::Sender<Query>, query: impl FnOnce(oneshot::Sender<T>) -> Query) -> Option<T> {
-    let (send, receive) = oneshot::channel();
-    queries.send(query(send)).await.ok()?;
-    receive.await.ok()
 }

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
+use podway_model::bgp::BgpFilter;
 use podway_model::cluster::{BgpPeer, ClusterConfig, NodeRecord, Pool, Reflector};
 use podway_model::ids::{IfName, Mtu, NodeName, ObjectName};
 
@@ -39,6 +40,8 @@ pub(crate) struct ClusterView {
     pub(crate) tunnel_v6: Option<Ipv6Addr>,
     /// Reflector roles given by hand.
     pub(crate) reflectors: BTreeMap<NodeName, Reflector>,
+    /// Filters of BGP routes.
+    pub(crate) filters: BTreeMap<ObjectName, BgpFilter>,
     /// BGP peers outside the cluster.
     pub(crate) peers: BTreeMap<ObjectName, BgpPeer>,
     /// Store values that cannot be used, and why.

@@ -207,6 +207,12 @@ pub struct PeerStatus {
     pub updates: u64,
     /// Why the session is not, or was last not, up.
     pub last_error: Option<String>,
+    /// The last NOTIFICATION that it was sent, and when; it stays when a session is up again.
+    pub told: Option<(String, Duration)>,
+    /// How much of what it sent was not used as it came (RFC 7606), over all its sessions.
+    pub ignored: u64,
+    /// The last remark about what it sent.
+    pub remark: Option<String>,
 }
 
 /// A path as people see it.

@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::bgp::{CommunitySets, NodeAsn, PeerOptions};
 use crate::ids::{Asn, InstanceId, MacAddr, Mtu, NodeName, ObjectName, Vni, WireguardKey};
 use crate::k8s::LabelSelector;
 use crate::{SCHEMA, accepts_schema};
@@ -262,6 +263,20 @@ pub struct BgpConfig {
     /// Differentiated services code point of the cluster's own sessions; none: CS6.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dscp: Option<u8>,
+    /// Communities by name, for filters.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub communities: CommunitySets,
+    /// AS numbers of nodes that have none in their own configuration; the first whose selector picks a node counts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub node_asns: Vec<NodeAsn>,
+}
+
+impl BgpConfig {
+    /// AS number of a node: its own, that of the first selector that picks it, the cluster's.
+    pub fn asn_of(&self, record: &NodeRecord) -> Asn {
+        let selected = || self.node_asns.iter().find(|one| one.node_selector.matches(&record.labels));
+        record.asn.or_else(|| selected().map(|one| one.asn)).unwrap_or(self.asn)
+    }
 }
 
 impl Default for BgpConfig {
@@ -274,6 +289,8 @@ impl Default for BgpConfig {
             restart_time_seconds: 120,
             password_file: None,
             dscp: None,
+            communities: CommunitySets::new(),
+            node_asns: vec![],
         }
     }
 }
@@ -528,6 +545,9 @@ pub struct BgpPeer {
     /// Differentiated services code point; none: CS6.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dscp: Option<u8>,
+    /// The rest.
+    #[serde(flatten)]
+    pub options: PeerOptions,
 }
 
 /// Which routes of a peer are used. Whatever it says, a prefix within a pool is used only by way of the node that

@@ -10,12 +10,14 @@
 //! | `podway.io/v1` | `ClusterConfig`, name `default` | [`Document::ClusterConfig`] |
 //! | `podway.io/v1` | `Pool` | [`Document::Pool`] |
 //! | `podway.io/v1` | `BGPPeer` | [`Document::BgpPeer`] |
+//! | `podway.io/v1` | `BGPFilter` | [`Document::BgpFilter`] |
 //! | `podway.io/v1` | `Reflector`, name of the node | [`Document::Reflector`] |
 //! | `v1` | `Namespace` | [`Document::Namespace`] |
 //! | `v1` | `Pod` | [`Document::Pod`] |
 //! | `networking.k8s.io/v1` | `NetworkPolicy` | [`Document::NetworkPolicy`] |
 //! | `v1` | `List` | its items |
 
+mod bgp_kinds;
 mod cluster_kinds;
 mod config_file;
 mod kubernetes;
@@ -27,9 +29,10 @@ mod together;
 mod write;
 
 pub use config_file::parse_config;
-pub use together::overlapping_pools;
+pub use together::{Reference, overlapping_pools, references};
 pub use write::ValueError;
 
+use crate::bgp::BgpFilter;
 use crate::cluster::{BgpPeer, ClusterConfig, Pool, Reflector};
 use crate::ids::{NodeName, ObjectName};
 use crate::k8s;
@@ -61,6 +64,13 @@ pub enum Document {
         /// `spec`.
         spec: BgpPeer,
     },
+    /// `kind: BGPFilter`.
+    BgpFilter {
+        /// `metadata.name`.
+        name: ObjectName,
+        /// `spec`.
+        spec: BgpFilter,
+    },
     /// `kind: Reflector`.
     Reflector {
         /// `metadata.name`.
@@ -85,6 +95,8 @@ pub enum Kind {
     Pool,
     /// A BGP peer outside the cluster.
     BgpPeer,
+    /// A filter of BGP routes.
+    BgpFilter,
     /// A reflector role given by hand.
     Reflector,
     /// A Kubernetes namespace.
@@ -97,10 +109,11 @@ pub enum Kind {
 
 impl Kind {
     /// All of them, in an order in which they can be written: what others refer to first.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::ClusterConfig,
         Self::Pool,
         Self::Reflector,
+        Self::BgpFilter,
         Self::BgpPeer,
         Self::Namespace,
         Self::NetworkPolicy,
@@ -110,7 +123,9 @@ impl Kind {
     /// `apiVersion:`.
     pub fn api_version(self) -> &'static str {
         match self {
-            Self::ClusterConfig | Self::Pool | Self::BgpPeer | Self::Reflector => API_VERSION,
+            Self::ClusterConfig | Self::Pool | Self::BgpPeer | Self::BgpFilter | Self::Reflector => {
+                API_VERSION
+            }
             Self::Namespace | Self::Pod => "v1",
             Self::NetworkPolicy => "networking.k8s.io/v1",
         }
@@ -122,6 +137,7 @@ impl Kind {
             Self::ClusterConfig => "ClusterConfig",
             Self::Pool => "Pool",
             Self::BgpPeer => "BGPPeer",
+            Self::BgpFilter => "BGPFilter",
             Self::Reflector => "Reflector",
             Self::Namespace => "Namespace",
             Self::Pod => "Pod",
@@ -142,6 +158,7 @@ impl Document {
             Self::ClusterConfig(_) => Kind::ClusterConfig,
             Self::Pool { .. } => Kind::Pool,
             Self::BgpPeer { .. } => Kind::BgpPeer,
+            Self::BgpFilter { .. } => Kind::BgpFilter,
             Self::Reflector { .. } => Kind::Reflector,
             Self::Namespace(_) => Kind::Namespace,
             Self::Pod(_) => Kind::Pod,
@@ -153,7 +170,9 @@ impl Document {
     pub fn name(&self) -> &str {
         match self {
             Self::ClusterConfig(_) => CLUSTER_CONFIG_NAME,
-            Self::Pool { name, .. } | Self::BgpPeer { name, .. } => name.as_str(),
+            Self::Pool { name, .. } | Self::BgpPeer { name, .. } | Self::BgpFilter { name, .. } => {
+                name.as_str()
+            }
             Self::Reflector { node, .. } => node.as_str(),
             Self::Namespace(namespace) => &namespace.metadata.name,
             Self::Pod(pod) => &pod.metadata.name,
@@ -176,6 +195,7 @@ impl Document {
             Self::ClusterConfig(_) => Key::Config,
             Self::Pool { name, .. } => Key::Pool(name.clone()),
             Self::BgpPeer { name, .. } => Key::Peer(name.clone()),
+            Self::BgpFilter { name, .. } => Key::Filter(name.clone()),
             Self::Reflector { node, .. } => Key::Reflector(node.clone()),
             Self::Namespace(namespace) => Key::Namespace(namespace.metadata.name.clone()),
             Self::Pod(pod) => Key::Pod(pod.metadata.namespace.clone(), pod.metadata.name.clone()),
@@ -227,7 +247,9 @@ fn read_document(field: &Field<'_>, documents: &mut Vec<(u64, Document)>) {
         field.wrong(format!("{:?} for a {}", kind.api_version(), kind.name()));
     }
     let document = match kind {
-        Kind::ClusterConfig | Kind::Pool | Kind::BgpPeer | Kind::Reflector => cluster_kinds::read(kind, &map),
+        Kind::ClusterConfig | Kind::Pool | Kind::BgpPeer | Kind::BgpFilter | Kind::Reflector => {
+            cluster_kinds::read(kind, &map)
+        }
         Kind::Namespace => kubernetes::namespace(&map).map(Document::Namespace),
         Kind::Pod => kubernetes::pod(&map).map(Document::Pod),
         Kind::NetworkPolicy => network_policy::read(&map).map(Document::NetworkPolicy),

@@ -11,7 +11,7 @@
 //! | `controller` | [`crate::cluster::Leader`], bound to the holder's lease; [`CONTROLLER`] | controller |
 //! | `usage/<node>` | [`crate::cluster::Usage`] | that node |
 //! | `peers/<name>` | [`crate::cluster::BgpPeer`] | operator |
-//! | `filters/<name>` | route filter | operator |
+//! | `filters/<name>` | [`crate::bgp::BgpFilter`] | operator |
 //! | `reflectors/<node>` | [`crate::cluster::Reflector`] | operator |
 //! | `objects/namespaces/<name>` | [`crate::k8s::Namespace`] | operator |
 //! | `objects/pods/<namespace>/<name>` | [`crate::k8s::Pod`] | operator |

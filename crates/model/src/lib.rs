@@ -14,12 +14,14 @@
 //! | [`keys`] | keys of the cluster store |
 //! | [`k8s`] | the parts of Kubernetes objects that a network needs |
 //! | [`node_file`] | `/var/lib/podway/node.json`, from `routed` to the CNI plugin |
+//! | [`bgp`] | what operators say of BGP: filters, communities, options of a peer |
 //! | [`endpoint`] | `/run/podway/endpoints/<id>.json`, from the CNI plugin to the daemons |
 //! | [`socket`] | messages on `/run/podway/*.sock` |
 //!
 //! Every stored value carries [`SCHEMA`]. Readers accept [`accepts_schema`], so binary and daemons can be
 //! upgraded apart.
 
+pub mod bgp;
 pub mod cidr;
 pub mod cluster;
 pub mod config;

@@ -328,6 +328,23 @@ pub enum RoutedRequest {
     BgpPeers,
     /// Routes in the loc-RIB.
     BgpRoutes,
+    /// What a neighbour has told, as it came.
+    BgpReceived {
+        /// Its address.
+        peer: IpAddr,
+    },
+    /// What a neighbour has been told.
+    BgpAdvertised {
+        /// Its address.
+        peer: IpAddr,
+    },
+    /// End a neighbour's session, and begin it anew.
+    BgpReset {
+        /// Its address.
+        peer: IpAddr,
+        /// For the operator at the other end (RFC 9003).
+        words: String,
+    },
     /// Ask a neighbour for its whole table again (RFC 2918).
     BgpRefresh {
         /// Its address.
@@ -362,6 +379,11 @@ pub enum RoutedReply {
     BgpRoutes {
         /// One per path.
         routes: Vec<BgpRouteStatus>,
+    },
+    /// What a neighbour has told or been told.
+    BgpPaths {
+        /// One per path.
+        paths: Vec<BgpPathStatus>,
     },
     /// It is done.
     Done,
@@ -540,6 +562,48 @@ pub struct BgpPeerStatus {
     pub bfd: Option<String>,
     /// Why the session is not, or was last not, established.
     pub last_error: Option<String>,
+    /// The last NOTIFICATION that the peer was sent; it stays when a session is up again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub told: Option<String>,
+    /// Seconds since then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub told_seconds: Option<u64>,
+    /// How much of what it sent was not used as it came (RFC 7606), over all its sessions.
+    #[serde(default)]
+    pub ignored: u64,
+    /// The last remark about what it sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remark: Option<String>,
+}
+
+/// A path as a neighbour told it, or was told it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BgpPathStatus {
+    /// Destination.
+    pub prefix: IpNet,
+    /// Path identifier (RFC 7911); 0 without add-path.
+    #[serde(default)]
+    pub path_id: u32,
+    /// Next hop.
+    pub next_hop: IpAddr,
+    /// AS path as text.
+    pub as_path: String,
+    /// LOCAL_PREF, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local_pref: Option<u32>,
+    /// MED, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub med: Option<u32>,
+    /// Originator id (RFC 4456), where reflected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub originator_id: Option<Ipv4Addr>,
+    /// Communities (`64512:7`) and large ones (`64512:0:9`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub communities: Vec<String>,
+    /// Of a path that came: `best`, `used` (let in, and another one is better), or `rejected` (by filter, claim or
+    /// rule). Of one that was sent: `sent`.
+    pub state: String,
 }
 
 /// A path in the loc-RIB.

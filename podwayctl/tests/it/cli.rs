@@ -19,7 +19,7 @@ fn pool(name: &str, spec: &str) -> String {
 fn apply_says_what_it_did_and_get_gives_it_back() {
     let place = Place::new();
     let apply = format!("apply -f {}", every_kind());
-    let all = "clusterconfig/default\npool/default-v4\npool/fixed-v6\nreflector/n1\nbgppeer/tor-a\n\
+    let all = "clusterconfig/default\npool/default-v4\npool/fixed-v6\nreflector/n1\nbgpfilter/no-default\nbgppeer/tor-a\n\
                namespace/shop\nnetworkpolicy/shop/allow-web\npod/shop/web-0\n";
     place.run(&apply).expect(0, &all.replace('\n', " created\n"), "");
     place.run(&apply).expect(0, &all.replace('\n', " unchanged\n"), "");
@@ -28,7 +28,7 @@ fn apply_says_what_it_did_and_get_gives_it_back() {
 
     // What `get -o yaml` and `-o json` print is what `apply` reads.
     for form in ["yaml", "json"] {
-        for kind in ["config", "pools", "bgppeers", "reflectors", "ns", "pods", "netpol"] {
+        for kind in ["config", "pools", "bgppeers", "bgpfilters", "reflectors", "ns", "pods", "netpol"] {
             let got = place.run(&format!("get {kind} -o {form}"));
             assert_eq!(got.code(), 0, "{}", got.err());
             let again = place.run_with("apply -f -", &got.out());
@@ -119,8 +119,8 @@ fn delete_by_name_and_by_file() {
     let ran = place.run(&format!("delete -f {} --ignore-not-found", every_kind()));
     ran.expect(
         0,
-        "pod/shop/web-0 deleted\nnamespace/shop deleted\nbgppeer/tor-a deleted\nreflector/n1 deleted\n\
-         pool/default-v4 deleted\npool/fixed-v6 deleted\nclusterconfig/default deleted\n",
+        "pod/shop/web-0 deleted\nnamespace/shop deleted\nbgppeer/tor-a deleted\nbgpfilter/no-default deleted\n\
+         reflector/n1 deleted\npool/default-v4 deleted\npool/fixed-v6 deleted\nclusterconfig/default deleted\n",
         "",
     );
     place.run("get pods").expect(0, "", "no Pod found");

@@ -19,7 +19,7 @@ fn instance() -> InstanceId {
 }
 
 /// Writes what nodes write: n1 is alive with a block, n2 is down with another.
-fn join_two_nodes(place: &Place) {
+pub(crate) fn join_two_nodes(place: &Place) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let config = StoreConfig::File(FileConfig { path: place.path("cluster") });
@@ -96,13 +96,13 @@ fn nodes_are_listed_and_released() {
 }
 
 /// A daemon's socket that answers with what it was given, until it is dropped.
-struct Daemon {
+pub(crate) struct Daemon {
     trigger: Option<ShutdownTrigger>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Daemon {
-    fn start<Q, A>(path: &Path, answer: impl Fn(Q) -> A + Send + 'static) -> Self
+    pub(crate) fn start<Q, A>(path: &Path, answer: impl Fn(Q) -> A + Send + 'static) -> Self
     where
         Q: serde::de::DeserializeOwned + 'static,
         A: serde::Serialize + 'static,
@@ -195,6 +195,10 @@ fn bgp_sessions_come_from_the_socket() {
                 updates: 0,
                 bfd: None,
                 last_error: None,
+                told: None,
+                told_seconds: None,
+                ignored: 0,
+                remark: None,
             }],
         },
         _ => RoutedReply::Failed { reason: "the backend is not bgp".to_owned() },

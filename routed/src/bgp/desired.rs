@@ -36,8 +36,23 @@ pub(crate) struct Desired {
     pub(crate) listen: BTreeSet<SocketAddr>,
     /// Documents that are not followed, and why.
     pub(crate) problems: Vec<String>,
+    /// Names of peers whose documents say what cannot be done: they stay as they are.
+    pub(crate) unfollowed: BTreeSet<String>,
     /// It is a speaker alone: nobody asks for its routes.
     pub(crate) alone: bool,
+}
+
+impl Desired {
+    /// Whoever cannot be what documents say of it now stays what it was: a mistake ends no session that works.
+    pub(super) fn keep_unfollowed(&mut self, before: &SpeakerConfig) {
+        // A node of that name is told apart by its import rule.
+        let is_kept = |neighbour: &Neighbour| {
+            self.unfollowed.contains(&neighbour.name) && neighbour.import != Import::Claimed
+        };
+        for (address, neighbour) in before.neighbours.iter().filter(|(_, neighbour)| is_kept(neighbour)) {
+            self.config.neighbours.entry(*address).or_insert_with(|| neighbour.clone());
+        }
+    }
 }
 
 /// What the speaker shall do; none: it shall not run (another backend), or this node has no address yet.
@@ -51,16 +66,15 @@ pub(crate) fn desired_bgp(view: &ClusterView, node: &NodeName, facts: &LocalFact
         return None;
     }
     let bgp = &view.config.bgp;
-    let asn = view.nodes.get(node).and_then(|n| n.record.as_ref()).and_then(|r| r.asn).unwrap_or(bgp.asn);
-    let mut neighbours = neighbours(view, node, facts, asn);
-    let problems = peers::add(&mut neighbours, view, node, facts, asn);
-    let config = SpeakerConfig {
+    let record = view.nodes.get(node).and_then(|n| n.record.as_ref());
+    let asn = record.map_or(bgp.asn, |record| bgp.asn_of(record));
+    let mut config = SpeakerConfig {
         asn,
         router_id: facts.address_v4.unwrap_or_else(|| names::router_id(node.as_str())),
         cluster_id: view.reflectors.get(node).and_then(|reflector| reflector.cluster_id),
         hold_time: Duration::from_secs(u64::from(bgp.hold_time_seconds)),
         graceful_restart: graceful_restart(bgp),
-        neighbours,
+        neighbours: neighbours(view, node, facts, asn),
         originated: originated(view, facts),
         own_addresses: own.clone(),
         options: SpeakerOptions {
@@ -68,8 +82,9 @@ pub(crate) fn desired_bgp(view: &ClusterView, node: &NodeName, facts: &LocalFact
             ..SpeakerOptions::default()
         },
     };
+    let peers::Added { problems, unfollowed } = peers::add(&mut config, view, node, facts);
     let listen = own.into_iter().map(|address| SocketAddr::new(address, bgp.port)).collect();
-    Some(Desired { config, claims: claims(view), listen, problems, alone: false })
+    Some(Desired { config, claims: claims(view), listen, problems, unfollowed, alone: false })
 }
 
 fn graceful_restart(bgp: &BgpConfig) -> Option<GracefulRestart> {
@@ -105,7 +120,7 @@ fn neighbours(
             (Topology::Reflectors, false, false) => continue,
         };
         let Some((ours, theirs)) = session_addresses(facts, record) else { continue };
-        let their_asn = record.asn.unwrap_or(bgp.asn);
+        let their_asn = bgp.asn_of(record);
         let neighbour = Neighbour {
             name: name.to_string(),
             asn: their_asn,
@@ -187,6 +202,7 @@ pub(crate) fn router_id_clashes(view: &ClusterView) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use podway_model::bgp::{BgpFilter, InternalRole, NodeAsn, PeerOptions};
     use podway_model::cluster::{
         Assignment, BgpPeer, PeerExport, PeerImport, Pool, Reflector, SourceAddress,
     };
@@ -337,6 +353,7 @@ mod tests {
             password_file: Some("/etc/podway/tor.key".into()),
             ttl_security: Some(1),
             dscp: Some(10),
+            options: PeerOptions::default(),
         }
     }
 
@@ -389,10 +406,80 @@ mod tests {
         assert_eq!((transport.ttl_security, transport.dscp), (Some(1), Some(10)));
         assert!(transport.md5_file.is_some() && outside[0].options.export.is_some());
         let problems = [
-            "BGP peer same-as-a-node: 10.0.0.1 is the address of n1 already",
-            "BGP peer self: 10.0.0.2 is this node's own address",
+            "peers/same-as-a-node: spec.address: 10.0.0.1 found, the address of n1",
+            "peers/self: spec.address: 10.0.0.2 found, this node's own address",
         ];
         assert_eq!(desired.problems, problems);
+    }
+
+    #[test]
+    fn a_peer_whose_document_cannot_be_followed_stays_what_it_was() {
+        let mut view = view(Topology::Mesh);
+        let tor = |options: PeerOptions| BgpPeer {
+            options,
+            password_file: None,
+            ..peer("192.0.2.1", 65000, LabelSelector::default())
+        };
+        let named = |filter: &str| PeerOptions {
+            import_filter: Some(filter.parse().unwrap()),
+            ..PeerOptions::default()
+        };
+        let at = "192.0.2.1".parse::<IpAddr>().unwrap();
+        view.config.bgp.communities.insert("blue".to_owned(), vec!["64512:7".parse().unwrap()]);
+        let filter = |community: &str| -> BgpFilter {
+            let text = format!(
+                r#"{{"otherwise":"reject","rules":[{{"match":[{{"community":["{community}"]}}],"verdict":"accept"}}]}}"#
+            );
+            serde_json::from_str(&text).unwrap()
+        };
+        view.filters.insert("f".parse().unwrap(), filter("blue"));
+        view.peers.insert("tor".parse().unwrap(), tor(named("f")));
+        let good = desired_bgp(&view, &name("n2"), &facts()).unwrap();
+        assert_eq!((good.problems.len(), good.config.neighbours.contains_key(&at)), (0, true));
+        let other =
+            PeerOptions { as_override: true, internal: Some(InternalRole::Client), ..PeerOptions::default() };
+        for (options, community, said) in [
+            (
+                named("g"),
+                "blue",
+                "peers/tor: spec.importFilter: g found, a BGPFilter that works (f) expected",
+            ),
+            (named("f"), "green", "filters/f: spec.rules[0].match[0].community: green found"),
+            (other, "blue", "AS 65000 found, which does not go with role client"),
+        ] {
+            view.filters.insert("f".parse().unwrap(), filter(community));
+            view.peers.insert("tor".parse().unwrap(), tor(options));
+            let mut bad = desired_bgp(&view, &name("n2"), &facts()).unwrap();
+            assert!(bad.problems.join("; ").contains(said), "{said}: {:?}", bad.problems);
+            assert!(!bad.config.neighbours.contains_key(&at), "one that never worked gets no session");
+            bad.keep_unfollowed(&good.config);
+            assert_eq!(bad.config, good.config, "{said}");
+        }
+    }
+
+    #[test]
+    fn nodes_get_their_as_number_from_the_first_selector_that_picks_them() {
+        let mut view = view(Topology::Mesh);
+        let zone = |zone: &str| LabelSelector {
+            match_labels: BTreeMap::from([("zone".to_owned(), zone.to_owned())]),
+            ..LabelSelector::default()
+        };
+        let asn = |number: u32| podway_model::ids::Asn::try_from(number).unwrap();
+        for (node, of) in [("n1", "a"), ("n2", "b"), ("n3", "a")] {
+            let record = view.nodes.get_mut(&name(node)).unwrap().record.as_mut().unwrap();
+            record.labels.insert("zone".to_owned(), of.to_owned());
+        }
+        view.nodes.get_mut(&name("n3")).unwrap().record.as_mut().unwrap().asn = Some(asn(65003));
+        view.config.bgp.node_asns = vec![
+            NodeAsn { node_selector: zone("a"), asn: asn(65001) },
+            NodeAsn { node_selector: LabelSelector::default(), asn: asn(65002) },
+        ];
+        let desired = desired_bgp(&view, &name("n2"), &facts()).unwrap();
+        assert_eq!(desired.config.asn, asn(65002));
+        let others: Vec<(u32, Role)> =
+            desired.config.neighbours.values().map(|other| (other.asn.number(), other.role)).collect();
+        assert_eq!(others, [(65001, Role::External), (65003, Role::External), (65002, Role::Mesh)]);
+        assert_eq!(desired.config.mistakes(), []);
     }
 
     #[test]

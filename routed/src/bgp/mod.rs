@@ -29,6 +29,8 @@ mod answers;
 mod bfd;
 mod connection;
 mod desired;
+#[cfg(test)]
+mod operator_tests;
 mod peers;
 mod peers_file;
 mod shell;
@@ -48,7 +50,7 @@ use podway_bgp::AfterStop;
 use podway_daemon::Shutdown;
 use podway_model::cluster::Backend;
 use podway_model::ids::{BootId, NodeName};
-use podway_model::socket::{BgpPeerStatus, BgpRouteStatus};
+use podway_model::socket::{BgpPathStatus, BgpPeerStatus, BgpRouteStatus, RoutedReply, RoutedRequest};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::view::{BgpRoutes, ClusterView, LocalFacts};
@@ -82,8 +84,16 @@ pub(crate) enum Query {
     Peers(oneshot::Sender<Vec<BgpPeerStatus>>),
     /// The paths in the RIB.
     Routes(oneshot::Sender<Vec<BgpRouteStatus>>),
+    /// What a neighbour has told; none: there is no such neighbour.
+    Received(IpAddr, oneshot::Sender<Option<Vec<BgpPathStatus>>>),
+    /// What a neighbour has been told.
+    Advertised(IpAddr, oneshot::Sender<Option<Vec<BgpPathStatus>>>),
     /// Ask a neighbour for its table again; the answer: whether there is such a neighbour, with a session.
     Refresh(IpAddr, oneshot::Sender<bool>),
+    /// Begin a neighbour's session anew; the answer: whether there is such a neighbour.
+    Reset(IpAddr, String, oneshot::Sender<bool>),
+    /// What of the operator's wishes is not followed, and why.
+    Problems(oneshot::Sender<Vec<String>>),
 }
 
 impl Bgp {
@@ -102,7 +112,13 @@ impl Bgp {
                 () = self.shutdown.requested() => break,
                 Ok(()) = self.view.changed() => moved = true,
                 Ok(()) = self.facts.changed() => moved = true,
-                Some(query) = self.queries.recv() => answer(query, shell.as_mut()),
+                Some(query) = self.queries.recv() => match query {
+                    Query::Problems(asker) => {
+                        let keys = shell.as_ref().map(Shell::problems).unwrap_or_default();
+                        let _ = asker.send(problems.iter().cloned().chain(keys).collect());
+                    }
+                    query => answer(query, shell.as_mut()),
+                },
                 wake = next(shell.as_mut()) => if let Some(shell) = &mut shell { shell.handle(wake) },
             }
         }
@@ -116,7 +132,10 @@ impl Bgp {
         let view = Arc::clone(&self.view.borrow_and_update());
         let facts = self.facts.borrow_and_update().clone();
         let Some(facts) = facts.filter(|_| view.synced) else { return };
-        let desired = desired_bgp(&view, &self.node, &facts);
+        let mut desired = desired_bgp(&view, &self.node, &facts);
+        if let (Some(shell), Some(desired)) = (&shell, &mut desired) {
+            desired.keep_unfollowed(shell.config());
+        }
         let clash = |clash: String| format!("{clash}: they cannot have a BGP session");
         let found: Vec<String> = desired.as_ref().map_or(vec![], |desired| {
             desired::router_id_clashes(&view).into_iter().map(clash).chain(desired.problems.clone()).collect()
@@ -169,9 +188,51 @@ async fn next(shell: Option<&mut Shell>) -> Wake {
     }
 }
 
-/// The sentence for an asker who names a neighbour without a session.
-pub(crate) fn no_session(peer: IpAddr) -> String {
-    format!("there is no session with {peer}")
+/// Answers a question about BGP from a socket; none: it is about something else.
+pub(crate) async fn reply(queries: &mpsc::Sender<Query>, request: RoutedRequest) -> Option<RoutedReply> {
+    let unknown = |peer| RoutedReply::Failed { reason: format!("there is no BGP peer {peer}") };
+    let paths = |peer, paths: Option<Vec<BgpPathStatus>>| match paths {
+        Some(paths) => RoutedReply::BgpPaths { paths },
+        None => unknown(peer),
+    };
+    let reply = match request {
+        RoutedRequest::Status | RoutedRequest::IpamCheck { .. } | RoutedRequest::IpamRelease { .. } => {
+            return None;
+        }
+        RoutedRequest::BgpPeers => {
+            ask(queries, Query::Peers).await.map(|peers| RoutedReply::BgpPeers { peers })
+        }
+        RoutedRequest::BgpRoutes => {
+            ask(queries, Query::Routes).await.map(|routes| RoutedReply::BgpRoutes { routes })
+        }
+        RoutedRequest::BgpReceived { peer } => {
+            ask(queries, |asker| Query::Received(peer, asker)).await.map(|found| paths(peer, found))
+        }
+        RoutedRequest::BgpAdvertised { peer } => {
+            ask(queries, |asker| Query::Advertised(peer, asker)).await.map(|found| paths(peer, found))
+        }
+        RoutedRequest::BgpRefresh { peer } => {
+            ask(queries, |asker| Query::Refresh(peer, asker)).await.map(|found| match found {
+                true => RoutedReply::Done,
+                false => RoutedReply::Failed { reason: format!("there is no session with {peer}") },
+            })
+        }
+        RoutedRequest::BgpReset { peer, words } => {
+            let found = ask(queries, |asker| Query::Reset(peer, words, asker)).await;
+            found.map(|found| if found { RoutedReply::Done } else { unknown(peer) })
+        }
+    };
+    Some(reply.unwrap_or_else(|| RoutedReply::Failed { reason: "BGP is about to end".to_owned() }))
+}
+
+/// Asks the task that owns the speaker; none: it has ended.
+pub(crate) async fn ask<T>(
+    queries: &mpsc::Sender<Query>,
+    query: impl FnOnce(oneshot::Sender<T>) -> Query,
+) -> Option<T> {
+    let (send, receive) = oneshot::channel();
+    queries.send(query(send)).await.ok()?;
+    receive.await.ok()
 }
 
 /// The asker may have gone: then nobody needs the answer.
@@ -185,6 +246,18 @@ fn answer(query: Query, shell: Option<&mut Shell>) {
         }
         Query::Routes(asker) => {
             let _ = asker.send(shell.map(|shell| answers::routes(shell.speaker())).unwrap_or_default());
+        }
+        Query::Received(peer, asker) => {
+            let _ = asker.send(shell.and_then(|shell| answers::received(shell.speaker(), peer)));
+        }
+        Query::Advertised(peer, asker) => {
+            let _ = asker.send(shell.and_then(|shell| answers::advertised(shell.speaker(), peer)));
+        }
+        Query::Reset(peer, words, asker) => {
+            let _ = asker.send(shell.is_some_and(|shell| shell.reset(peer, words)));
+        }
+        Query::Problems(asker) => {
+            let _ = asker.send(shell.map(|shell| shell.problems()).unwrap_or_default());
         }
         Query::Refresh(peer, asker) => {
             let _ = asker.send(shell.is_some_and(|shell| shell.refresh(peer)));

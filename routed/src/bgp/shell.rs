@@ -245,6 +245,26 @@ impl Shell {
         found
     }
 
+    /// Begins a neighbour's session anew; false: there is no such neighbour.
+    pub(super) fn reset(&mut self, peer: IpAddr, words: String) -> bool {
+        let found = super::answers::is_known(&self.speaker, peer);
+        if found {
+            tracing::info!(%peer, "BGP session is reset by the operator: {words}");
+            self.step(Event::Reset { peer, words });
+        }
+        found
+    }
+
+    /// Keys that cannot be used, and why.
+    pub(super) fn problems(&self) -> Vec<String> {
+        self.keys.problems().map(|problem| format!("TCP MD5 key {problem}")).collect()
+    }
+
+    /// What the speaker was last told to do.
+    pub(super) fn config(&self) -> &podway_bgp::config::SpeakerConfig {
+        &self.desired.config
+    }
+
     /// What BFD says of neighbours.
     pub(super) fn bfd(&self) -> &BTreeMap<IpAddr, String> {
         &self.bfd

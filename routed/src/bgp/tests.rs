@@ -34,7 +34,7 @@ pub(super) fn v6(i: u8) -> Ipv6Addr {
     Ipv6Addr::new(0xfd09, 0, 0, 0, 0, 0, 0, u16::from(i))
 }
 
-fn blocks(i: u8) -> [IpNet; 2] {
+pub(super) fn blocks(i: u8) -> [IpNet; 2] {
     [format!("10.244.{i}.0/26").parse().unwrap(), format!("fd10:{i:x}::/122").parse().unwrap()]
 }
 
@@ -66,7 +66,7 @@ pub(super) fn in_lab(title: &str, test: impl AsyncFnOnce() + Send) {
 }
 
 /// A cluster of these nodes; port 1790, a hold time of 30 s.
-fn cluster(nodes: &[u8]) -> ClusterView {
+pub(super) fn cluster(nodes: &[u8]) -> ClusterView {
     let mut view = ClusterView { synced: true, ..ClusterView::default() };
     view.config.backend = Backend::Bgp;
     view.config.bgp.port = 1790;
@@ -91,17 +91,17 @@ fn cluster(nodes: &[u8]) -> ClusterView {
 }
 
 /// One of ours under way.
-struct Daemon {
-    view: watch::Sender<Arc<ClusterView>>,
-    routes: watch::Receiver<Arc<BgpRoutes>>,
-    queries: mpsc::Sender<Query>,
+pub(super) struct Daemon {
+    pub(super) view: watch::Sender<Arc<ClusterView>>,
+    pub(super) routes: watch::Receiver<Arc<BgpRoutes>>,
+    pub(super) queries: mpsc::Sender<Query>,
     trigger: ShutdownTrigger,
     task: JoinHandle<()>,
     _facts: watch::Sender<Option<LocalFacts>>,
 }
 
 impl Daemon {
-    fn start(i: u8, view: &ClusterView, state: &Path) -> Self {
+    pub(super) fn start(i: u8, view: &ClusterView, state: &Path) -> Self {
         let block = |cidr| OwnBlock { cidr, pool: "default".parse().unwrap(), state: OwnBlockState::Active };
         let view = ClusterView { own_blocks: blocks(i).map(block).into(), ..view.clone() };
         let (view, view_out) = watch::channel(Arc::new(view));
@@ -136,12 +136,12 @@ impl Daemon {
         assert!(self.task.await.unwrap_err().is_cancelled());
     }
 
-    async fn stop(self) {
+    pub(super) async fn stop(self) {
         self.trigger.request();
         self.task.await.unwrap();
     }
 
-    async fn until(&mut self, what: &str, done: impl FnMut(&Arc<BgpRoutes>) -> bool) {
+    pub(super) async fn until(&mut self, what: &str, done: impl FnMut(&Arc<BgpRoutes>) -> bool) {
         let waited = tokio::time::timeout(LIMIT, self.routes.wait_for(done)).await.map(|r| r.is_ok());
         assert_eq!(waited, Ok(true), "{what}: {:?}", self.routes.borrow());
     }
@@ -150,7 +150,7 @@ impl Daemon {
         has(&self.routes.borrow(), i)
     }
 
-    async fn peers(&self) -> Vec<podway_model::socket::BgpPeerStatus> {
+    pub(super) async fn peers(&self) -> Vec<podway_model::socket::BgpPeerStatus> {
         let (send, receive) = oneshot::channel();
         assert!(self.queries.send(Query::Peers(send)).await.is_ok());
         receive.await.unwrap()
@@ -245,7 +245,7 @@ fn a_route_is_used_when_its_claim_arrives_and_nodes_come_and_go() {
 }
 
 /// BIRD with node 1 as its iBGP neighbour, and the blocks of node 100.
-struct Bird {
+pub(super) struct Bird {
     child: Child,
     dir: PathBuf,
 }
@@ -265,6 +265,10 @@ impl Bird {
             us6 = v6(BIRD),
             them = v4(1),
         );
+        Self::with_config(dir, &config, recover)
+    }
+
+    pub(super) fn with_config(dir: &Path, config: &str, recover: bool) -> Option<Self> {
         std::fs::write(dir.join("bird.conf"), config).unwrap();
         let mut command = Command::new("bird");
         command.arg("-f").arg("-c").arg(dir.join("bird.conf")).arg("-s").arg(dir.join("bird.ctl"));
@@ -273,14 +277,14 @@ impl Bird {
         Some(Self { child, dir: dir.to_owned() })
     }
 
-    fn ask(&self, question: &str) -> String {
+    pub(super) fn ask(&self, question: &str) -> String {
         let mut command = Command::new("birdc");
         let output =
             command.arg("-s").arg(self.dir.join("bird.ctl")).args(question.split(' ')).output().unwrap();
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    async fn until(&self, what: &str, question: &str, done: impl Fn(&str) -> bool) {
+    pub(super) async fn until(&self, what: &str, question: &str, done: impl Fn(&str) -> bool) {
         let begin = tokio::time::Instant::now();
         loop {
             let answer = self.ask(question);

@@ -130,6 +130,11 @@ impl Core {
                 .iter()
                 .map(|(node, stored)| (node.clone(), stored.value.clone()))
                 .collect(),
+            filters: table
+                .filters
+                .iter()
+                .map(|(name, stored)| (name.clone(), stored.value.clone()))
+                .collect(),
             peers: table.peers.iter().map(|(name, stored)| (name.clone(), stored.value.clone())).collect(),
             ..ClusterView::default()
         };

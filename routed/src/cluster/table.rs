@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;
+use podway_model::bgp::BgpFilter;
 use podway_model::cluster::{
     BgpPeer, Claim, ClusterConfig, Liveness, NodeRecord, Pool, Reflector, Released, decode,
 };
@@ -12,8 +13,8 @@ use podway_model::keys::Key;
 use podway_store::{Change, Entry};
 
 /// What is watched.
-pub(crate) const PREFIXES: [&str; 8] =
-    ["config", "pools/", "nodes/", "live/", "claims/", "released/", "peers/", "reflectors/"];
+pub(crate) const PREFIXES: [&str; 9] =
+    ["config", "pools/", "nodes/", "live/", "claims/", "released/", "filters/", "peers/", "reflectors/"];
 
 /// A value and where it stands in the store's history.
 #[derive(Debug, Clone, PartialEq)]
@@ -43,6 +44,7 @@ pub(crate) struct Table {
     pub(crate) live: BTreeMap<NodeName, Stored<Liveness>>,
     pub(crate) claims: BTreeMap<(NodeName, IpNet), Stored<Claim>>,
     pub(crate) released: BTreeMap<IpNet, Stored<Released>>,
+    pub(crate) filters: BTreeMap<ObjectName, Stored<BgpFilter>>,
     pub(crate) peers: BTreeMap<ObjectName, Stored<BgpPeer>>,
     pub(crate) reflectors: BTreeMap<NodeName, Stored<Reflector>>,
     /// By key.
@@ -118,9 +120,10 @@ impl Table {
             Key::Live(node) => drop(self.live.insert(node, stored(entry)?)),
             Key::Claim(node, block) => drop(self.claims.insert((node, block), stored(entry)?)),
             Key::Released(block) => drop(self.released.insert(block, stored(entry)?)),
+            Key::Filter(name) => drop(self.filters.insert(name, stored(entry)?)),
             Key::Peer(name) => drop(self.peers.insert(name, stored(entry)?)),
             Key::Reflector(node) => drop(self.reflectors.insert(node, stored(entry)?)),
-            Key::Usage(_) | Key::Filter(_) | Key::Namespace(_) | Key::Pod(..) | Key::NetworkPolicy(..) => {}
+            Key::Usage(_) | Key::Namespace(_) | Key::Pod(..) | Key::NetworkPolicy(..) => {}
         }
         Ok(())
     }
@@ -134,12 +137,10 @@ impl Table {
             Ok(Key::Live(node)) => drop(self.live.remove(&node)),
             Ok(Key::Claim(node, block)) => drop(self.claims.remove(&(node, block))),
             Ok(Key::Released(block)) => drop(self.released.remove(&block)),
+            Ok(Key::Filter(name)) => drop(self.filters.remove(&name)),
             Ok(Key::Peer(name)) => drop(self.peers.remove(&name)),
             Ok(Key::Reflector(node)) => drop(self.reflectors.remove(&node)),
-            Ok(
-                Key::Usage(_) | Key::Filter(_) | Key::Namespace(_) | Key::Pod(..) | Key::NetworkPolicy(..),
-            )
-            | Err(_) => {}
+            Ok(Key::Usage(_) | Key::Namespace(_) | Key::Pod(..) | Key::NetworkPolicy(..)) | Err(_) => {}
         }
     }
 
@@ -209,6 +210,7 @@ impl Table {
                     keep(&mut self.claims, &before.claims, &place);
                 }
             }
+            Key::Filter(name) => keep(&mut self.filters, &before.filters, name),
             Key::Peer(name) => keep(&mut self.peers, &before.peers, name),
             Key::Reflector(node) => keep(&mut self.reflectors, &before.reflectors, node),
             _ => {}
@@ -252,6 +254,7 @@ impl Table {
             both.pools.clone_from(&past.pools);
         }
         add(&mut both.nodes, &past.nodes);
+        add(&mut both.filters, &past.filters);
         add(&mut both.peers, &past.peers);
         add(&mut both.reflectors, &past.reflectors);
         let now = super::claims::ClaimIndex::new(self);

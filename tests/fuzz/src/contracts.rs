@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use podway_ipam::{Attachment, Ledger, Request};
+use podway_model::bgp::{BgpFilter, CommunitySets};
 use podway_model::cluster::{
     self, BgpPeer, Claim, ClusterConfig, Liveness, NodeRecord, Pool, Reflector, Released, Usage,
 };
@@ -62,6 +63,10 @@ pub fn store_values(bytes: &[u8]) {
     value_round_trip::<Released>(value);
     value_round_trip::<Usage>(value);
     value_round_trip::<BgpPeer>(value);
+    value_round_trip::<BgpFilter>(value);
+    if let Ok(filter) = cluster::decode::<BgpFilter>(value) {
+        let _ = podway_bgp::filter::named::resolve(&filter, &CommunitySets::new());
+    }
     value_round_trip::<Reflector>(value);
     json_round_trip::<k8s::Namespace>(value);
     json_round_trip::<k8s::Pod>(value);

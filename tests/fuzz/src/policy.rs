@@ -137,6 +137,7 @@ pub fn objects(bytes: &[u8]) {
             Document::ClusterConfig(_)
             | Document::Pool { .. }
             | Document::BgpPeer { .. }
+            | Document::BgpFilter { .. }
             | Document::Reflector { .. } => {}
         }
         run.flush();

@@ -157,6 +157,18 @@ impl PathAttributes {
         }
     }
 
+    /// Communities (`64512:7`) and large ones (`64512:0:9`) as text, in their order.
+    pub fn communities(&self) -> Vec<String> {
+        let standard = self
+            .members::<4>(kind::COMMUNITIES)
+            .map(|[a, b, c, d]| format!("{}:{}", u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])));
+        let large = self.members::<12>(kind::LARGE_COMMUNITIES).map(|all| {
+            let part = |at: usize| u32::from_be_bytes([all[at], all[at + 1], all[at + 2], all[at + 3]]);
+            format!("{}:{}:{}", part(0), part(4), part(8))
+        });
+        standard.chain(large).collect()
+    }
+
     /// Whether a standard community (RFC 1997) is attached.
     pub fn has_community(&self, community: u32) -> bool {
         let wanted = community.to_be_bytes();

@@ -91,6 +91,8 @@ pub(crate) struct Slot {
     /// When octets were last written, or began to wait.
     progress: Duration,
     pub(crate) last_error: Option<String>,
+    /// The NOTIFICATION that was sent last, for people; whoever keeps it takes it.
+    pub(crate) told: Option<String>,
 }
 
 impl Slot {
@@ -114,6 +116,7 @@ impl Slot {
             unsent: 0,
             progress: now,
             last_error: None,
+            told: None,
         }
     }
 
@@ -254,11 +257,11 @@ impl Slot {
             Op::RestartHold => self.restart_hold(cx.now),
             Op::Notify => {
                 let cease = Notification::cease(cease::SHUTDOWN);
-                self.send(notification.unwrap_or(&cease).encode(), cx);
+                self.tell(notification.unwrap_or(&cease), cx);
             }
-            Op::NotifyHold => self.send(Notification::new(code::HOLD, 0).encode(), cx),
-            Op::NotifySendHold => self.send(Notification::new(code::SEND_HOLD, 0).encode(), cx),
-            Op::NotifyFsm => self.send(fsm_error(before).encode(), cx),
+            Op::NotifyHold => self.tell(&Notification::new(code::HOLD, 0), cx),
+            Op::NotifySendHold => self.tell(&Notification::new(code::SEND_HOLD, 0), cx),
+            Op::NotifyFsm => self.tell(&fsm_error(before), cx),
             Op::Up => {
                 self.failures = 0;
                 self.last_error = None;
@@ -319,6 +322,15 @@ impl Slot {
         self.keepalive = None;
         self.send_hold = None;
         self.unsent = 0;
+    }
+
+    /// Sends a NOTIFICATION. One that ends a collision says nothing about the peer.
+    fn tell(&mut self, notification: &Notification, cx: &mut Cx<'_>) {
+        let told = (notification.code, notification.subcode) != (code::CEASE, cease::COLLISION);
+        if told && self.conn.is_some() {
+            self.told = Some(notification.to_string());
+        }
+        self.send(notification.encode(), cx);
     }
 
     pub(crate) fn send(&mut self, bytes: Bytes, cx: &mut Cx<'_>) {

@@ -217,6 +217,9 @@ impl Speaker {
         if let Some(error) = &slot.last_error {
             peer.last_error = Some(error.clone());
         }
+        if let Some(told) = slot.told.take() {
+            peer.told = Some((told, self.now));
+        }
         for effect in effects {
             match effect {
                 Effect::Released(conn) => drop(self.conns.remove(&conn)),

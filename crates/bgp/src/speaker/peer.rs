@@ -72,6 +72,12 @@ pub(super) struct Peer {
     pub(super) was_up: bool,
     pub(super) held: Option<Held>,
     pub(super) last_error: Option<String>,
+    /// The last NOTIFICATION that it was sent, and when; it stays when a session is up again.
+    pub(super) told: Option<(String, Duration)>,
+    /// How much of what it sent was not used as it came (RFC 7606), over all its sessions.
+    pub(super) ignored: u64,
+    /// The last remark about what it sent.
+    pub(super) remark: Option<String>,
     /// What stands in the speaker's timers for it.
     pub(super) armed: Option<Duration>,
 }
@@ -94,6 +100,9 @@ impl Peer {
             long_lived: BTreeMap::new(),
             last_resort: BTreeMap::new(),
             updates: 0,
+            told: None,
+            ignored: 0,
+            remark: None,
             was_up: false,
             last_error: held.as_ref().map(|held| held.why.clone()),
             held,

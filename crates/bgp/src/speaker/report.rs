@@ -8,7 +8,7 @@ use super::peer::Peer;
 use crate::config::SpeakerConfig;
 use crate::event::{PeerStatus, RouteStatus};
 use crate::message::Nlri;
-use crate::message::attribute::{PathAttributes, kind};
+use crate::message::attribute::PathAttributes;
 use crate::rib::decision::local_pref;
 
 impl Speaker {
@@ -37,6 +37,9 @@ impl Speaker {
                 advertised: group.map_or(0, |group| group.advertised(*address)),
                 updates: peer.updates,
                 last_error: peer.held.as_ref().map(|held| held.why.clone()).or(peer.last_error.clone()),
+                told: peer.told.clone(),
+                ignored: peer.ignored,
+                remark: peer.remark.clone(),
             });
         }
         all
@@ -58,7 +61,7 @@ impl Speaker {
                     local_pref: local_pref(path),
                     as_path: attributes.as_path.to_string(),
                     med: attributes.med,
-                    communities: communities(attributes),
+                    communities: attributes.communities(),
                     best: destination.best().is_some_and(|best| best.same_as(path)),
                     usable: path.usable,
                     stale: peer.is_some_and(|peer| {
@@ -76,6 +79,18 @@ impl Speaker {
         let group = session.and_then(|session| self.groups.get(&session.group));
         let told = group.into_iter().flat_map(|group| group.told_to(peer));
         told.map(|(nlri, attributes)| (*nlri, attributes.clone())).collect()
+    }
+
+    /// Paths that a peer has told us, as they came, each with whether it is let in and whether it is the best one.
+    pub fn received_paths(&self, peer: IpAddr) -> Vec<(Nlri, PathAttributes, bool, bool)> {
+        let all = self.peers.get(&peer).into_iter().flat_map(|peer| &peer.adj_in);
+        let path = |nlri: &Nlri| {
+            let path = self.rib.path(nlri, Some(peer))?;
+            let best = self.rib.get(&nlri.prefix).and_then(|destination| destination.best());
+            let is_best = best.is_some_and(|best| best.same_as(path));
+            Some((*nlri, path.received.path.clone(), path.usable, is_best))
+        };
+        all.filter_map(path).collect()
     }
 
     /// What a peer has told us, as it came.
@@ -98,16 +113,4 @@ impl Speaker {
     pub fn is_synced(&self) -> bool {
         self.deferral.is_none()
     }
-}
-
-/// Communities as text, in their order.
-fn communities(attributes: &PathAttributes) -> Vec<String> {
-    let standard = attributes
-        .members::<4>(kind::COMMUNITIES)
-        .map(|[a, b, c, d]| format!("{}:{}", u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])));
-    let large = attributes.members::<12>(kind::LARGE_COMMUNITIES).map(|all| {
-        let part = |at: usize| u32::from_be_bytes([all[at], all[at + 1], all[at + 2], all[at + 3]]);
-        format!("{}:{}:{}", part(0), part(4), part(8))
-    });
-    standard.chain(large).collect()
 }

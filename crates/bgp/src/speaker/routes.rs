@@ -23,13 +23,22 @@ use crate::types::{Families, Family};
 const REFRESH_TIME: Duration = Duration::from_secs(360);
 
 impl Speaker {
+    /// Part of what a peer sent is not used as it came.
+    fn ignore(&mut self, address: IpAddr, what: String) {
+        if let Some(peer) = self.peers.get_mut(&address) {
+            peer.ignored += 1;
+            peer.remark = Some(what.clone());
+        }
+        self.actions.push(Action::Ignoring { peer: address, what });
+    }
+
     pub(super) fn on_update(&mut self, address: IpAddr, update: Update) {
         if let Some(peer) = self.peers.get_mut(&address) {
             peer.updates += 1;
         }
         for fault in &update.faults {
             let what = format!("attribute {}: {} ({:?})", fault.kind, fault.what, fault.treatment);
-            self.actions.push(Action::Ignoring { peer: address, what });
+            self.ignore(address, what);
         }
         self.remove_routes(address, update.withdrawn);
         for (attributes, prefixes) in update.announced {
@@ -37,7 +46,7 @@ impl Speaker {
                 // The prefix has no longer the route that it had: it is withdrawn, never left as it was.
                 Some(what) => {
                     let what = format!("{} prefixes: {what}", prefixes.len());
-                    self.actions.push(Action::Ignoring { peer: address, what });
+                    self.ignore(address, what);
                     self.remove_routes(address, prefixes);
                 }
                 None => self.announce(address, attributes, prefixes),
@@ -124,6 +133,7 @@ impl Speaker {
             if percent > 0 && many && !peer.warned.contains(*family) {
                 peer.warned.insert(*family);
                 let what = format!("{count} prefixes of {family}, {} are allowed", max.limit);
+                peer.remark = Some(what.clone());
                 self.actions.push(Action::Warned { peer: address, what });
             }
         }

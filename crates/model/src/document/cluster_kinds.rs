@@ -1,4 +1,4 @@
-//! Our own kinds: `ClusterConfig`, `Pool`, `BGPPeer`, `Reflector`. Unknown keys are refused everywhere.
+//! Our own kinds: `ClusterConfig`, `Pool`, `BGPPeer`, `BGPFilter`, `Reflector`. Unknown keys are refused everywhere.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 
 use super::reader::{Field, Map};
-use super::{CLUSTER_CONFIG_NAME, Document, Kind, labels};
+use super::{CLUSTER_CONFIG_NAME, Document, Kind, bgp_kinds, labels};
 use crate::cluster::{
     Assignment, Backend, BgpConfig, BgpPeer, ClusterConfig, Encapsulation, Inventory, IpipConfig, IpipMode,
-    MasqueradeConfig, PeerExport, PeerImport, PolicyConfig, PolicyMode, PolicyTimeout, Pool, Reflector,
-    SourceAddress, Topology, VxlanConfig, WireguardConfig,
+    MasqueradeConfig, PolicyConfig, PolicyMode, PolicyTimeout, Pool, Reflector, SourceAddress, Topology,
+    VxlanConfig, WireguardConfig,
 };
 use crate::ids::{Asn, Mtu, NodeName, Vni};
 use crate::k8s::LabelSelector;
@@ -48,6 +48,12 @@ pub(super) fn read(kind: Kind, map: &Map<'_>) -> Option<Document> {
             let node = name.and_then(|f| f.parse("the name of a node"));
             let spec = map.or("spec", Reflector::default(), reflector);
             node.zip(spec).map(|(node, spec)| Document::Reflector { node, spec })
+        }
+        Kind::BgpFilter => {
+            let name = name.and_then(|f| f.parse(OBJECT_NAME));
+            let spec =
+                map.required("spec", "a filter (rules, otherwise)").and_then(|f| bgp_kinds::filter(&f));
+            name.zip(spec).map(|(name, spec)| Document::BgpFilter { name, spec })
         }
         Kind::Namespace | Kind::Pod | Kind::NetworkPolicy => None,
     };
@@ -157,6 +163,8 @@ fn bgp(field: &Field<'_>) -> Option<BgpConfig> {
     });
     let password_file = map.maybe("passwordFile", absolute_path);
     let dscp = map.maybe("dscp", dscp);
+    let communities = map.or("communities", default.communities, bgp_kinds::communities);
+    let node_asns = map.or("nodeAsns", default.node_asns, bgp_kinds::node_asns);
     map.refuse_unknown();
     Some(BgpConfig {
         asn: asn?,
@@ -166,6 +174,8 @@ fn bgp(field: &Field<'_>) -> Option<BgpConfig> {
         restart_time_seconds: restart_time_seconds?,
         password_file: password_file?,
         dscp: dscp?,
+        communities: communities?,
+        node_asns: node_asns?,
     })
 }
 
@@ -282,12 +292,7 @@ fn peer(field: &Field<'_>) -> Option<BgpPeer> {
     });
     let port = map.or("port", 179, port);
     let asn = map.required("asn", ASN).and_then(|f| asn(&f));
-    let import = map.or("import", PeerImport::default(), |f| {
-        f.one_of(&[("none", PeerImport::None), ("all", PeerImport::All)])
-    });
-    let export = map.or("export", PeerExport::default(), |f| {
-        f.one_of(&[("none", PeerExport::None), ("own", PeerExport::Own), ("all", PeerExport::All)])
-    });
+    let (import, export) = bgp_kinds::directions(&map);
     let source_address = map.or("sourceAddress", SourceAddress::default(), |f| {
         f.one_of(&[("node", SourceAddress::Node), ("any", SourceAddress::Any)])
     });
@@ -295,6 +300,7 @@ fn peer(field: &Field<'_>) -> Option<BgpPeer> {
     let password_file = map.maybe("passwordFile", absolute_path);
     let ttl_security = map.maybe("ttlSecurity", |f| number(f, "1 to 255 hops", |n: u8| (n > 0).then_some(n)));
     let dscp = map.maybe("dscp", dscp);
+    let options = bgp_kinds::peer_options(&map);
     map.refuse_unknown();
     Some(BgpPeer {
         node_selector: node_selector?,
@@ -308,6 +314,7 @@ fn peer(field: &Field<'_>) -> Option<BgpPeer> {
         password_file: password_file?,
         ttl_security: ttl_security?,
         dscp: dscp?,
+        options: options?,
     })
 }
 
@@ -359,7 +366,7 @@ fn port(field: &Field<'_>) -> Option<u16> {
 }
 
 /// A whole number that `check` accepts.
-fn number<N: TryFrom<i128>, T>(
+pub(super) fn number<N: TryFrom<i128>, T>(
     field: &Field<'_>,
     expected: &str,
     check: impl FnOnce(N) -> Option<T>,

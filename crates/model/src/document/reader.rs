@@ -273,8 +273,8 @@ impl<'a> Map<'a> {
         &self.field
     }
 
-    /// Writes down every key that nobody asked for. To be called last.
-    pub(super) fn refuse_unknown(&self) {
+    /// Writes down every key that nobody asked for, and says whether there was none. To be called last.
+    pub(super) fn refuse_unknown(&self) -> bool {
         let mut known = self.asked.borrow().clone();
         known.sort_unstable();
         known.dedup();
@@ -285,6 +285,7 @@ impl<'a> Map<'a> {
             };
             self.field.notes.add(Some(entry.line), &self.field.child(&entry.key), "unknown key", expected);
         }
+        self.entries.iter().all(|entry| known.contains(&entry.key.as_str()))
     }
 
     fn value(&self, entry: &'a Entry) -> Field<'a> {

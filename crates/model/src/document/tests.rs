@@ -1,5 +1,7 @@
 //! The door as a whole: what is read, what is refused and in which words, and that nothing makes it panic.
 
+use std::collections::BTreeMap;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -18,7 +20,8 @@ spec:
   vxlan: {vni: 42, port: 4789, directRouting: true}
   ipip: {mode: crossSubnet}
   wireguard: {port: 4500, keepaliveSeconds: 25}
-  bgp: {asn: 4200000000, topology: reflectors, port: 1790, holdTimeSeconds: 3, restartTimeSeconds: 0}
+  bgp: {asn: 4200000000, topology: reflectors, port: 1790, holdTimeSeconds: 3, restartTimeSeconds: 0,
+        communities: {blue: ['64512:7', no-export]}, nodeAsns: [{nodeSelector: {matchLabels: {a: b}}, asn: 7}]}
   masquerade: {enabled: false, exclude: [10.0.0.0/8, "fd00::/8"]}
   policy: {mode: none, onTimeout: closed}
   inventory: {nodes: [n1.example.com, n2], graceSeconds: 600}
@@ -43,6 +46,35 @@ apiVersion: podway.io/v1
 kind: BGPPeer
 metadata: {name: tor-a}
 spec: {address: 192.0.2.1, asn: 64512, passwordFile: /etc/podway/tor.key, ttlSecurity: 1, export: own}
+---
+apiVersion: podway.io/v1
+kind: BGPPeer
+metadata: {name: tor-b}
+spec:
+  address: 192.0.2.2
+  asn: 64513
+  importFilter: pods
+  families: [ipv6, ipv4]
+  maxPrefixesIpv4: {limit: 100, warnPercent: 80, restartSeconds: 60}
+  nextHop: own
+  localAs: 64999
+  defaultOriginate: [ipv4]
+  addPathSend: 4
+  relation: customer
+  bfd: {intervalMs: 100}
+  shutdown: until Monday
+---
+apiVersion: podway.io/v1
+kind: BGPFilter
+metadata: {name: pods}
+spec:
+  rules:
+  - match: [{prefix: [{within: 10.244.0.0/16, longest: 26}]}, {not: {community: [blue, no-export]}}]
+    set: [{localPref: 200}, {addCommunity: '64512:0:9'}, {prepend: {asn: 64512, times: 2}}]
+    verdict: accept
+  - match: [{asPathFrom: [64513]}, {source: external}, {neighbour: [192.0.2.2]}, {nextHop: [192.0.2.0/24]}]
+    verdict: reject
+  otherwise: reject
 ---
 apiVersion: podway.io/v1
 kind: Reflector
@@ -110,6 +142,8 @@ fn every_kind_is_read() {
             "pools/v4",
             "pools/v6",
             "peers/tor-a",
+            "peers/tor-b",
+            "filters/pods",
             "reflectors/n1.example.com",
             "objects/namespaces/shop",
             "objects/pods/shop/web-0",
@@ -120,12 +154,12 @@ fn every_kind_is_read() {
     assert_eq!((config.backend, config.bgp.topology), (Backend::Bgp, Topology::Reflectors));
     let inventory = config.inventory.as_ref().unwrap();
     assert_eq!((inventory.nodes.len(), inventory.grace_seconds), (2, 600));
-    let Document::Namespace(namespace) = &documents[5] else { panic!() };
+    let Document::Namespace(namespace) = &documents[7] else { panic!() };
     assert_eq!(namespace.metadata.labels["kubernetes.io/metadata.name"], "shop");
-    let Document::Pod(pod) = &documents[6] else { panic!() };
+    let Document::Pod(pod) = &documents[8] else { panic!() };
     assert_eq!(pod.addresses().len(), 2);
     assert_eq!(pod.status.pod_ips[1].ip, "fd00::1", "addresses are kept in their usual form");
-    let Document::NetworkPolicy(policy) = &documents[7] else { panic!() };
+    let Document::NetworkPolicy(policy) = &documents[9] else { panic!() };
     assert!(policy.spec.isolates(PolicyType::Egress));
     let rule = &policy.spec.ingress.as_ref().unwrap()[1];
     assert_eq!(rule.ports[0].port, Some(PortRef::Name("http".into())));
@@ -169,7 +203,7 @@ fn all_mistakes_of_all_documents_come_at_once_with_their_lines() {
             "f:5: spec.cidr: \"10.0.0.1/8\" found, a prefix whose host bits are zero (10.0.0.0/8) expected",
             "f:6: spec.blockSizes: unknown key found, \"blockSize\" (did you mean this?) expected",
             "f:8: apiVersion: nothing found, the version of the kind expected",
-            "f:8: kind: \"Pol\" found, \"ClusterConfig\", \"Pool\", \"Reflector\", \"BGPPeer\", \"Namespace\", \
+            "f:8: kind: \"Pol\" found, \"ClusterConfig\", \"Pool\", \"Reflector\", \"BGPFilter\", \"BGPPeer\", \"Namespace\", \
              \"NetworkPolicy\" or \"Pod\" (did you mean \"Pod\"?) expected",
             "f:10: a list found, a mapping with apiVersion, kind and metadata expected",
             "f:12: apiVersion: \"v2\" found, \"v1\" for a Namespace expected",
@@ -227,6 +261,70 @@ fn one_mistake_in_each_field_is_found() {
         (own("BGPPeer", "p", "{address: 10.0.0.1, asn: 1, export: some}"), "spec.export"),
         (own("BGPPeer", "p", "{address: 10.0.0.1, asn: 1, sourceAddress: 10.0.0.2}"), "spec.sourceAddress"),
         (own("ClusterConfig", "default", "{bgp: {passwordFile: ''}}"), "spec.bgp.passwordFile"),
+        (
+            own("ClusterConfig", "default", "{bgp: {communities: {blue: [65536:1]}}}"),
+            "spec.bgp.communities.blue[0]",
+        ),
+        (own("ClusterConfig", "default", "{bgp: {communities: {blue: []}}}"), "spec.bgp.communities.blue"),
+        (
+            own("ClusterConfig", "default", "{bgp: {communities: {no-peer: ['1:2']}}}"),
+            "spec.bgp.communities.no-peer",
+        ),
+        (
+            own("ClusterConfig", "default", "{bgp: {nodeAsns: [{nodeSelector: {}, asn: 0}]}}"),
+            "spec.bgp.nodeAsns[0].asn",
+        ),
+        (own("BGPPeer", "p", "{address: 10.0.0.1, asn: 0}"), "spec.asn"),
+        (own("BGPPeer", "p", "{address: 10.0.0.1, asn: 1, import: none, importFilter: x}"), "spec.import"),
+        (own("BGPPeer", "p", "{address: 10.0.0.1, asn: 1, exportFilter: A_b}"), "spec.exportFilter"),
+        (own("BGPPeer", "p", "{address: 10.0.0.1, asn: 1, families: []}"), "spec.families"),
+        (own("BGPPeer", "p", "{address: 10.0.0.1, asn: 1, holdTimeSeconds: 2}"), "spec.holdTimeSeconds"),
+        (
+            own("BGPPeer", "p", "{address: 10.0.0.1, asn: 1, maxPrefixesIpv6: {limit: 0}}"),
+            "spec.maxPrefixesIpv6.limit",
+        ),
+        (own("BGPPeer", "p", "{address: 10.0.0.1, asn: 1, bfd: {intervalMs: 5}}"), "spec.bfd.intervalMs"),
+        (own("BGPPeer", "p", "{address: 10.0.0.1, asn: 1, relation: friend}"), "spec.relation"),
+        (own("BGPPeer", "p", "{address: 10.0.0.1, asn: 1, importfilter: a}"), "spec.importfilter"),
+        (own("BGPFilter", "f", "{rules: []}"), "spec.otherwise"),
+        (own("BGPFilter", "f", "{otherwise: accept, rules: [{match: [{}]}]}"), "spec.rules[0].match[0]"),
+        (
+            own(
+                "BGPFilter",
+                "f",
+                "{otherwise: accept, rules: [{match: [{asPathEmpty: true, source: own}]}]}",
+            ),
+            "spec.rules[0].match[0]",
+        ),
+        (
+            own(
+                "BGPFilter",
+                "f",
+                "{otherwise: accept, rules: [{match: [{prefix: [{within: 10.0.0.0/8, longest: 4}]}]}]}",
+            ),
+            "spec.rules[0].match[0].prefix[0]",
+        ),
+        (
+            own(
+                "BGPFilter",
+                "f",
+                "{otherwise: accept, rules: [{match: [{prefix: [{within: 10.0.0.1/8}]}]}]}",
+            ),
+            "spec.rules[0].match[0].prefix[0].within",
+        ),
+        (
+            own("BGPFilter", "f", "{otherwise: accept, rules: [{match: [{not: {community: ['1:2:3:4']}}]}]}"),
+            "spec.rules[0].match[0].not.community[0]",
+        ),
+        (
+            own("BGPFilter", "f", "{otherwise: accept, rules: [{set: [{prepend: {asn: 0}}]}]}"),
+            "spec.rules[0].set[0].prepend.asn",
+        ),
+        (
+            own("BGPFilter", "f", "{otherwise: accept, rules: [{set: [{localpref: 1}]}]}"),
+            "spec.rules[0].set[0].localpref",
+        ),
+        (own("BGPFilter", "f", "{otherwise: accept, rules: [{verdict: maybe}]}"), "spec.rules[0].verdict"),
         (own("Reflector", "n", "{clusterId: 0.0.0.0}"), "spec.clusterId"),
         (policy("{podSelector: {matchLabels: {app: 1}}}"), "spec.podSelector.matchLabels.app"),
         (policy("{podselector: {}}"), "spec.podselector"),
@@ -394,4 +492,43 @@ proptest! {
             prop_assert!(!mistakes.is_empty());
         }
     }
+}
+
+#[test]
+fn names_of_filters_and_communities_that_do_not_exist_are_found() {
+    let text = format!(
+        "{}\n---\n{}\n---\n{}",
+        own(
+            "BGPFilter",
+            "f",
+            "{otherwise: reject, rules: [{match: [{not: {community: [blue, '1:2', green]}}]}, \
+             {set: [{addCommunity: red}, {removeCommunity: no-export}]}]}"
+        ),
+        own("BGPPeer", "a", "{address: 10.0.0.1, asn: 1, importFilter: f, exportFilter: g}"),
+        own("BGPPeer", "b", "{address: 10.0.0.2, asn: 1}"),
+    );
+    let (mut filters, mut peers) = (BTreeMap::new(), BTreeMap::new());
+    for document in parse_documents("f", &text).unwrap_or_else(|mistakes| panic!("{mistakes}")) {
+        match document {
+            Document::BgpFilter { name, spec } => drop(filters.insert(name, spec)),
+            Document::BgpPeer { name, spec } => drop(peers.insert(name, spec)),
+            other => panic!("{other:?}"),
+        }
+    }
+    let communities = [("blue".to_owned(), vec!["64512:7".parse().unwrap()])].into();
+    let found = references(&communities, &filters, &peers);
+    let said: Vec<String> = found
+        .iter()
+        .map(|one| format!("{} {}: {} found, {} expected", one.key, one.field, one.found, one.expected))
+        .collect();
+    assert_eq!(
+        said,
+        [
+            "filters/f spec.rules[0].match[0].community: green found, a set of ClusterConfig bgp.communities (blue) \
+             expected",
+            "filters/f spec.rules[1].set[0].addCommunity: red found, a set of ClusterConfig bgp.communities (blue) \
+             expected",
+            "peers/a spec.exportFilter: g found, a BGPFilter (f) expected",
+        ]
+    );
 }

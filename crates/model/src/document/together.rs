@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use super::Document;
 use super::reader::Notes;
+use crate::bgp::{BgpFilter, Community, CommunitySets, FilterMatch, FilterSet};
 use crate::cidr::overlap;
-use crate::cluster::Pool;
+use crate::cluster::{BgpPeer, Pool};
 use crate::ids::ObjectName;
 use crate::keys::Key;
 
@@ -24,6 +25,90 @@ pub fn overlapping_pools<'a>(
         }
     }
     pairs
+}
+
+/// A name in a document of BGP that means nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reference {
+    /// The document in which it stands.
+    pub key: Key,
+    /// The field, `spec` included.
+    pub field: String,
+    /// The name.
+    pub found: String,
+    /// What was expected.
+    pub expected: String,
+}
+
+/// Names that peers and filters use and that do not exist, in the order of names.
+pub fn references<'a>(
+    communities: &CommunitySets,
+    filters: &BTreeMap<ObjectName, BgpFilter>,
+    peers: impl IntoIterator<Item = (&'a ObjectName, &'a BgpPeer)>,
+) -> Vec<Reference> {
+    let mut found = vec![];
+    for (name, filter) in filters {
+        for (at, rule) in filter.rules.iter().enumerate() {
+            let mut look = |part: String, texts: Vec<&String>| {
+                for text in texts {
+                    if text.parse::<Community>().is_err() && !communities.contains_key(text) {
+                        found.push(Reference {
+                            key: Key::Filter(name.clone()),
+                            field: format!("spec.rules[{at}].{part}"),
+                            found: text.clone(),
+                            expected: known("a set of ClusterConfig bgp.communities", communities.keys()),
+                        });
+                    }
+                }
+            };
+            for (i, one) in rule.matches.iter().enumerate() {
+                look(format!("match[{i}].community"), matched(one));
+            }
+            for (i, one) in rule.set.iter().enumerate() {
+                match one {
+                    FilterSet::AddCommunity(text) => look(format!("set[{i}].addCommunity"), vec![text]),
+                    FilterSet::RemoveCommunity(text) => look(format!("set[{i}].removeCommunity"), vec![text]),
+                    _ => {}
+                }
+            }
+        }
+    }
+    for (name, peer) in peers {
+        let options = &peer.options;
+        for (field, filter) in
+            [("importFilter", &options.import_filter), ("exportFilter", &options.export_filter)]
+        {
+            let Some(filter) = filter.as_ref().filter(|filter| !filters.contains_key(*filter)) else {
+                continue;
+            };
+            found.push(Reference {
+                key: Key::Peer(name.clone()),
+                field: format!("spec.{field}"),
+                found: filter.to_string(),
+                expected: known("a BGPFilter", filters.keys()),
+            });
+        }
+    }
+    found
+}
+
+/// Communities that a condition names.
+fn matched(condition: &FilterMatch) -> Vec<&String> {
+    match condition {
+        FilterMatch::Community(all) => all.iter().collect(),
+        FilterMatch::Not(inner) => matched(inner),
+        _ => vec![],
+    }
+}
+
+/// `a BGPFilter (a, b)`.
+fn known(what: &str, names: impl Iterator<Item = impl ToString>) -> String {
+    let names: Vec<String> = names.map(|name| name.to_string()).collect();
+    if names.is_empty() {
+        format!("{what} (there is none)")
+    } else {
+        format!("{what} ({})", names.join(", "))
+    }
 }
 
 /// Checks the documents of one text, each with its line, against each other.

@@ -26,6 +26,7 @@ impl Document {
             Self::ClusterConfig(config) => cluster::encode(config),
             Self::Pool { spec, .. } => cluster::encode(spec),
             Self::BgpPeer { spec, .. } => cluster::encode(spec),
+            Self::BgpFilter { spec, .. } => cluster::encode(spec),
             Self::Reflector { spec, .. } => cluster::encode(spec),
             Self::Namespace(_) | Self::Pod(_) | Self::NetworkPolicy(_) => {
                 serde_json::to_vec(&self.to_value()).expect("objects have string keys only")
@@ -43,16 +44,14 @@ impl Document {
             Key::Config => Self::ClusterConfig(cluster::decode(value)?),
             Key::Pool(name) => Self::Pool { name: name.clone(), spec: cluster::decode(value)? },
             Key::Peer(name) => Self::BgpPeer { name: name.clone(), spec: cluster::decode(value)? },
+            Key::Filter(name) => Self::BgpFilter { name: name.clone(), spec: cluster::decode(value)? },
             Key::Reflector(node) => Self::Reflector { node: node.clone(), spec: cluster::decode(value)? },
             Key::Namespace(_) => Self::Namespace(serde_json::from_slice(value).map_err(object)?),
             Key::Pod(..) => Self::Pod(serde_json::from_slice(value).map_err(object)?),
             Key::NetworkPolicy(..) => Self::NetworkPolicy(serde_json::from_slice(value).map_err(object)?),
-            Key::Node(_)
-            | Key::Live(_)
-            | Key::Claim(..)
-            | Key::Released(_)
-            | Key::Usage(_)
-            | Key::Filter(_) => return Err(ValueError::NotADocument(key.clone())),
+            Key::Node(_) | Key::Live(_) | Key::Claim(..) | Key::Released(_) | Key::Usage(_) => {
+                return Err(ValueError::NotADocument(key.clone()));
+            }
         })
     }
 
@@ -63,6 +62,7 @@ impl Document {
             Self::ClusterConfig(config) => own(kind, self.name(), config),
             Self::Pool { spec, .. } => own(kind, self.name(), spec),
             Self::BgpPeer { spec, .. } => own(kind, self.name(), spec),
+            Self::BgpFilter { spec, .. } => own(kind, self.name(), spec),
             Self::Reflector { spec, .. } => own(kind, self.name(), spec),
             Self::Namespace(namespace) => with_kind(kind, namespace),
             Self::Pod(pod) => with_kind(kind, pod),

@@ -22,7 +22,7 @@ use podway_model::ids::Asn;
 use podway_model::mistakes::Mistakes;
 use serde::Deserialize;
 
-use super::filters::{CommunityFile, FilterFile, Named};
+use super::filters::{FilterFile, Named};
 use crate::bgp::desired::Desired;
 use crate::bgp::transport::read_key;
 
@@ -50,7 +50,7 @@ struct File {
     #[serde(default)]
     originate: Vec<Originate>,
     #[serde(default)]
-    communities: BTreeMap<String, Vec<CommunityFile>>,
+    communities: BTreeMap<String, Vec<String>>,
     #[serde(default)]
     filters: BTreeMap<String, FilterFile>,
     #[serde(default)]
@@ -249,7 +249,7 @@ pub(crate) struct Standalone {
 /// Every mistake, with field and value.
 pub(crate) fn parse(source: &str, text: &str) -> Result<Standalone, Mistakes> {
     let mut mistakes = Mistakes::default();
-    let file: File = match serde_saphyr::from_str(text) {
+    let mut file: File = match serde_saphyr::from_str(text) {
         Ok(file) => file,
         Err(error) => {
             let message = error.without_snippet().to_string();
@@ -259,10 +259,12 @@ pub(crate) fn parse(source: &str, text: &str) -> Result<Standalone, Mistakes> {
         }
     };
     let mut reader = Reader { source, mistakes, named: Named::default() };
-    reader.named = Named::read(source, &file.communities, &file.filters, &mut reader.mistakes);
+    reader.named =
+        Named::read(source, &file.communities, std::mem::take(&mut file.filters), &mut reader.mistakes);
     let listen: BTreeSet<SocketAddr> = file.listen.iter().copied().collect();
     let own = file.own_addresses.clone().unwrap_or_else(|| listen.iter().map(SocketAddr::ip).collect());
     let config = reader.speaker(&file, own);
+    reader.peerless(&file, &config);
     for mistake in config.mistakes() {
         reader.mistakes.add(source, "", mistake, "a configuration that can work");
     }
@@ -270,7 +272,14 @@ pub(crate) fn parse(source: &str, text: &str) -> Result<Standalone, Mistakes> {
     if let Some(level) = file.log {
         log.level = level;
     }
-    let desired = Desired { config, claims: Claims::new(), listen, problems: vec![], alone: true };
+    let desired = Desired {
+        config,
+        claims: Claims::new(),
+        listen,
+        problems: vec![],
+        unfollowed: BTreeSet::new(),
+        alone: true,
+    };
     let restart_file = file.graceful_restart.and_then(|restart| restart.peers_file);
     reader.mistakes.into_result(Standalone { desired, socket: file.socket, restart_file, log })
 }
@@ -287,6 +296,23 @@ impl Reader<'_> {
             self.mistakes.add(self.source, field, number, "an AS number from 1 to 4294967294");
             Asn::try_from(64512).expect("64512 is an AS number")
         })
+    }
+
+    /// A speaker without anybody to speak to, and a reflector without anybody to reflect to.
+    fn peerless(&mut self, file: &File, config: &SpeakerConfig) {
+        if file.neighbours.is_empty() && file.ranges.is_empty() {
+            self.mistakes.add(self.source, "neighbours", "nothing", "at least one neighbour or range");
+        } else if let Some(id) = file.cluster_id {
+            let templates = config.options.ranges.iter().map(|range| &range.template);
+            if !config.neighbours.values().chain(templates).any(|neighbour| neighbour.role == Role::Client) {
+                self.mistakes.add(
+                    self.source,
+                    "clusterId",
+                    id,
+                    "a neighbour or range with role client beside it",
+                );
+            }
+        }
     }
 
     fn speaker(&mut self, file: &File, own_addresses: BTreeSet<IpAddr>) -> SpeakerConfig {
@@ -561,6 +587,12 @@ ranges:
         let said =
             parse("test.yaml", &GOOD.replace("passive: true", "pasive: true")).unwrap_err().to_string();
         assert!(said.contains("pasive"), "unknown keys are mistakes: {said}");
+        let lonely = "{asn: 64512, routerId: 10.0.0.1, listen: []}";
+        let said = parse("test.yaml", lonely).unwrap_err().to_string();
+        assert!(said.contains("neighbours: nothing found"), "{said}");
+        let peerless = GOOD.replace("role: client, ", "").replace("socket:", "clusterId: 10.0.0.9\nsocket:");
+        let said = parse("test.yaml", &peerless).unwrap_err().to_string();
+        assert!(said.contains("clusterId: 10.0.0.9 found, a neighbour or range with role client"), "{said}");
         let said = parse("test.yaml", &GOOD.replace("holdTime: 30", "holdTime: 2")).unwrap_err().to_string();
         assert!(said.contains("hold time 2s"), "{said}");
     }

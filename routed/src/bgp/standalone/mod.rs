@@ -23,7 +23,7 @@ use podway_model::mistakes::{EXIT_BAD_INPUT, Mistakes};
 use podway_model::names;
 use podway_model::socket::{RoutedReply, RoutedRequest};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use super::peers_file::PeersFile;
 use super::shell::Shell;
@@ -144,31 +144,6 @@ async fn run(path: &Path, standalone: Standalone) -> anyhow::Result<()> {
 }
 
 async fn reply(queries: mpsc::Sender<Query>, request: RoutedRequest) -> RoutedReply {
-    let gone = || RoutedReply::Failed { reason: "the speaker is about to end".to_owned() };
-    match request {
-        RoutedRequest::BgpPeers => {
-            let (sender, receiver) = oneshot::channel();
-            let sent = queries.send(Query::Peers(sender)).await.is_ok();
-            let peers = if sent { receiver.await.ok() } else { None };
-            peers.map_or_else(gone, |peers| RoutedReply::BgpPeers { peers })
-        }
-        RoutedRequest::BgpRoutes => {
-            let (sender, receiver) = oneshot::channel();
-            let sent = queries.send(Query::Routes(sender)).await.is_ok();
-            let routes = if sent { receiver.await.ok() } else { None };
-            routes.map_or_else(gone, |routes| RoutedReply::BgpRoutes { routes })
-        }
-        RoutedRequest::BgpRefresh { peer } => {
-            let (sender, receiver) = oneshot::channel();
-            let sent = queries.send(Query::Refresh(peer, sender)).await.is_ok();
-            match if sent { receiver.await.ok() } else { None } {
-                Some(true) => RoutedReply::Done,
-                Some(false) => RoutedReply::Failed { reason: super::no_session(peer) },
-                None => gone(),
-            }
-        }
-        RoutedRequest::Status | RoutedRequest::IpamCheck { .. } | RoutedRequest::IpamRelease { .. } => {
-            RoutedReply::Failed { reason: "this is a speaker alone: it has no node".to_owned() }
-        }
-    }
+    let nothing = || RoutedReply::Failed { reason: "this is a speaker alone: it has no node".to_owned() };
+    super::reply(&queries, request).await.unwrap_or_else(nothing)
 }

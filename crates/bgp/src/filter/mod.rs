@@ -2,7 +2,9 @@
 //! accept or reject decides; what a rule sets on its way is seen by the rules after it.
 //!
 //! Pure data: a filter has no effects, and the same route with the same filter always gives the same answer. Named
-//! sets are resolved by whoever reads the configuration.
+//! sets are resolved by [`named`].
+
+pub mod named;
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -176,19 +178,24 @@ impl Filter {
 
     /// Judges a route and changes its attributes. Attributes of a rejected route are not to be used.
     pub fn apply(&self, subject: Subject<'_>, attributes: &mut PathAttributes) -> Verdict {
-        for rule in &self.rules {
+        self.decide(subject, attributes).0
+    }
+
+    /// The same, with the rule that decided, counted from 0; none: no rule did.
+    pub fn decide(&self, subject: Subject<'_>, attributes: &mut PathAttributes) -> (Verdict, Option<usize>) {
+        for (at, rule) in self.rules.iter().enumerate() {
             if !rule.matches.iter().all(|condition| condition.holds(subject, attributes)) {
                 continue;
             }
             if rule.verdict == Some(Verdict::Reject) {
-                return Verdict::Reject;
+                return (Verdict::Reject, Some(at));
             }
             rule.set.iter().for_each(|set| set.apply(attributes));
             if let Some(verdict) = rule.verdict {
-                return verdict;
+                return (verdict, Some(at));
             }
         }
-        self.otherwise
+        (self.otherwise, None)
     }
 }
 
@@ -237,7 +244,8 @@ impl AsPathMatch {
 }
 
 impl Set {
-    fn apply(&self, attributes: &mut PathAttributes) {
+    /// Changes a route's attributes.
+    pub fn apply(&self, attributes: &mut PathAttributes) {
         match self {
             Self::LocalPref(preference) => attributes.local_pref = Some(*preference),
             Self::Med(med) => attributes.med = *med,
