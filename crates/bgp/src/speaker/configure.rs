@@ -146,6 +146,9 @@ impl Speaker {
             // Who else is told of its routes has changed.
             let routes = self.peers.get(&address).map(|peer| peer.adj_in.iter().map(|nlri| nlri.prefix));
             let routes: Vec<IpNet> = routes.into_iter().flatten().collect();
+            if !routes.is_empty() {
+                self.pace.pending(self.now);
+            }
             self.pending.extend(routes);
         }
         self.regroup(address);

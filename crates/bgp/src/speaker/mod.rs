@@ -7,6 +7,7 @@
 //! | `connections.rs` | connections, messages, collisions (RFC 4271 6.8) |
 //! | `sessions.rs` | a session comes up or goes; stale routes of the peer (RFC 4724 4.2) |
 //! | `deferral.rs` | our own restart (RFC 4724 4.1) |
+//! | `pace.rs` | when changes go to the neighbours |
 //! | `ranges.rs` | neighbours that nobody lists |
 //! | `routes.rs` | UPDATEs into the RIB, import rule and filter, limits |
 //! | `report.rs` | what people see |
@@ -14,6 +15,7 @@
 mod configure;
 mod connections;
 mod deferral;
+mod pace;
 mod peer;
 mod ranges;
 mod report;
@@ -39,10 +41,8 @@ use crate::session::rng::Rng;
 use crate::session::slot::{Cx, Effect};
 use crate::types::{Families, Family};
 use deferral::Deferral;
+use pace::Pace;
 use peer::{GroupId, Peer};
-
-/// Shortest and longest time between two flushes, and how many times the cost of the last one.
-const PACE: (Duration, Duration, u32) = (Duration::from_millis(2), Duration::from_millis(50), 4);
 
 /// A BGP speaker without sockets, clock or randomness.
 ///
@@ -65,8 +65,9 @@ pub struct Speaker {
     limits: Limits,
     /// Best paths that changed and are not yet in the groups' logs.
     pending: BTreeSet<IpNet>,
-    flushed_at: Duration,
-    pace: Duration,
+    pace: Pace,
+    /// Members have joined whose End-of-RIB goes after the next flush: what is pending belongs to their initial tables.
+    owes_end_of_rib: bool,
     deferral: Option<Deferral>,
     /// Neighbours from ranges of which perhaps nothing is left.
     leaving: BTreeSet<IpAddr>,
@@ -106,8 +107,8 @@ impl Speaker {
             groups: BTreeMap::new(),
             limits: Limits::DEFAULT,
             pending: BTreeSet::new(),
-            flushed_at: now,
-            pace: PACE.0,
+            pace: Pace::new(now),
+            owes_end_of_rib: false,
             deferral: None,
             leaving: BTreeSet::new(),
             settling: Families::NONE,
@@ -139,7 +140,7 @@ impl Speaker {
             }
             Event::Refresh { peer } => self.ask_refresh(peer),
             Event::Lost { peer, purge, reason } => self.on_lost(peer, purge, reason),
-            Event::Flushed { took } => self.pace = (took * PACE.2).clamp(PACE.0, PACE.1),
+            Event::Flushed { took } => self.pace.took(took),
             Event::Stopped { routes } => self.on_stopped(routes),
         }
         self.on_timers();
@@ -151,7 +152,7 @@ impl Speaker {
     /// When [`Event::Timer`] is due; none: not before something else happens.
     pub fn deadline(&self) -> Option<Duration> {
         let peers = self.timers.first().map(|(at, _)| *at);
-        let flush = (!self.pending.is_empty()).then(|| self.flushed_at + self.pace);
+        let flush = self.pace.due();
         let deferral = self.deferral.as_ref().map(|deferral| deferral.until);
         [peers, flush, deferral].into_iter().flatten().min()
     }
@@ -239,8 +240,7 @@ impl Speaker {
         if !self.rib.is_settled() || !self.settling.is_empty() {
             self.select();
         }
-        let due = self.now >= self.flushed_at + self.pace;
-        if !self.settling.is_empty() || (!self.pending.is_empty() && due) {
+        if !self.settling.is_empty() || self.pace.due().is_some_and(|due| due <= self.now) {
             self.flush();
         }
         for family in std::mem::take(&mut self.settling).iter() {
@@ -258,6 +258,7 @@ impl Speaker {
         let several = self.several_paths();
         for change in self.rib.select(&rules, several, |prefix| deferred.contains(Family::of(prefix))) {
             self.pending.insert(change.prefix);
+            self.pace.pending(self.now);
             if let Some(next_hops) = change.next_hops {
                 self.actions.push(Action::RouteChanged { prefix: change.prefix, next_hops });
             }
@@ -276,7 +277,17 @@ impl Speaker {
     /// Brings pending changes into all groups' logs and gives every member what it may have.
     fn flush(&mut self) {
         self.append_pending();
-        self.flushed_at = self.now;
+        self.pace.flushed(self.now);
+        if std::mem::take(&mut self.owes_end_of_rib) {
+            let settled = |group: &Group| self.settled_families(group.key());
+            let all: Vec<(GroupId, Families)> =
+                self.groups.iter().map(|(id, group)| (*id, settled(group))).collect();
+            for (id, families) in all {
+                if let Some(group) = self.groups.get_mut(&id) {
+                    families.iter().for_each(|family| group.settle(family));
+                }
+            }
+        }
         self.pull_all();
     }
 
@@ -357,6 +368,7 @@ impl Speaker {
         }
         self.timers.clear();
         self.pending.clear();
+        self.pace.flushed(self.now);
         self.deferral = None;
     }
 }

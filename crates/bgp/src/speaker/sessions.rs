@@ -21,6 +21,7 @@ use crate::types::{Families, Family};
 
 impl Speaker {
     pub(super) fn on_session_up(&mut self, address: IpAddr, at: usize) {
+        self.pace.greeted(self.now);
         let Some(peer) = self.peers.get_mut(&address) else { return };
         let slot = &peer.slots[at];
         let (Some(conn), Some(negotiated)) = (slot.conn, slot.negotiated.clone()) else { return };
@@ -62,8 +63,12 @@ impl Speaker {
     /// Puts a peer into its group, which is made if it is the first.
     fn join(&mut self, address: IpAddr, key: GroupKey, negotiated: &Negotiated) -> GroupId {
         self.select();
-        self.append_pending();
-        let settled = self.settled_families(&key);
+        let settled = if self.pending.is_empty() {
+            self.settled_families(&key)
+        } else {
+            self.owes_end_of_rib = true;
+            Families::NONE
+        };
         let id = self.group(key);
         if let Some(group) = self.groups.get_mut(&id) {
             group.join(address, negotiated.families, settled, negotiated.enhanced_refresh);
