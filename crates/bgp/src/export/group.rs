@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use ipnet::IpNet;
+use smallvec::{SmallVec, smallvec};
 
 use super::encoder::{Chunks, Final, Teller, Told};
 use super::log::{Log, Pieces, Segment};
@@ -25,7 +26,7 @@ use crate::config::Role;
 use crate::message::attribute::PathAttributes;
 use crate::message::refresh::{self, Subtype};
 use crate::message::{Nlri, update};
-use crate::rib::Path;
+use crate::rib::{NlriMap, Path};
 use crate::types::{Families, Family};
 
 /// Limits of a group. Smaller ones are for tests.
@@ -52,6 +53,9 @@ pub(crate) struct Out {
     pub(crate) path: Path,
     pub(crate) from: Option<Role>,
 }
+
+/// The paths of a destination, nearly always one, the best first.
+pub(crate) type Outs = SmallVec<[Out; 1]>;
 
 /// A member's wish to be told a family again (RFC 2918).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,7 +85,7 @@ struct Cursor {
 pub(crate) struct Group {
     key: GroupKey,
     limits: Limits,
-    adj_out: BTreeMap<Nlri, Told>,
+    adj_out: NlriMap<Arc<Told>>,
     log: Log,
     snapshot: Option<(u64, Arc<[Segment]>)>,
     members: BTreeMap<IpAddr, Cursor>,
@@ -91,7 +95,7 @@ pub(crate) struct Group {
 /// Prefixes with the same attributes from the same source, and whom each was from before.
 struct Batch {
     told: Arc<Final>,
-    prefixes: Vec<(Nlri, Option<Told>)>,
+    prefixes: Vec<(Nlri, Option<Arc<Told>>)>,
 }
 
 type BatchKey = (Family, Option<IpAddr>, u64);
@@ -101,14 +105,14 @@ impl Group {
         let mut group = Self {
             key,
             limits,
-            adj_out: BTreeMap::new(),
+            adj_out: NlriMap::default(),
             log: Log::default(),
             snapshot: None,
             members: BTreeMap::new(),
             next_final: 0,
         };
         for family in Family::ALL {
-            group.update(std::iter::once((default_prefix(family), vec![])));
+            group.update(std::iter::once((default_prefix(family), Outs::new())));
         }
         group
     }
@@ -127,21 +131,27 @@ impl Group {
 
     /// Takes in destinations that changed, with their paths, the best first: updates the adj-RIB-out and appends to
     /// the log.
-    pub(crate) fn update(&mut self, changed: impl Iterator<Item = (IpNet, Vec<Out>)>) {
+    pub(crate) fn update(&mut self, changed: impl Iterator<Item = (IpNet, Outs)>) {
         let mut batches: BTreeMap<BatchKey, Batch> = BTreeMap::new();
         let mut withdrawn: BTreeMap<(Family, Option<IpAddr>), Vec<Nlri>> = BTreeMap::new();
         let mut touched = vec![];
+        let somebody_is_behind = self.members.values().any(|cursor| cursor.behind.is_some());
         let mut teller = Teller::new(self.next_final);
         for (prefix, outs) in changed {
             let family = Family::of(&prefix);
             let new = self.told(&mut teller, &prefix, &outs);
-            let all = Nlri { prefix, id: 0 }..=Nlri { prefix, id: u32::MAX };
-            let gone: Vec<Nlri> =
-                self.adj_out.range(all).map(|(nlri, _)| *nlri).filter(|n| !new.contains_key(n)).collect();
-            for nlri in gone {
+            let is_new = |nlri: &Nlri| new.iter().any(|(other, _)| other == nlri);
+            let there: SmallVec<[Nlri; 1]> = if self.key.encoding.add_path.contains(family) {
+                self.adj_out.paths(&prefix).into()
+            } else {
+                smallvec![Nlri::from(prefix)]
+            };
+            for nlri in there.into_iter().filter(|nlri| !is_new(nlri)) {
                 if let Some(old) = self.adj_out.remove(&nlri) {
                     withdrawn.entry((family, old.source())).or_default().push(nlri);
-                    touched.push(nlri);
+                    if somebody_is_behind {
+                        touched.push(nlri);
+                    }
                 }
             }
             for (nlri, told) in new {
@@ -152,7 +162,9 @@ impl Group {
                 let old = self.adj_out.insert(nlri, told);
                 let batch = batches.entry(key).or_insert_with(|| Batch { told: last, prefixes: vec![] });
                 batch.prefixes.push((nlri, old));
-                touched.push(nlri);
+                if somebody_is_behind {
+                    touched.push(nlri);
+                }
             }
         }
         self.next_final = teller.next;
@@ -176,25 +188,25 @@ impl Group {
     }
 
     /// What the group is told of a destination.
-    fn told(&self, teller: &mut Teller, prefix: &IpNet, outs: &[Out]) -> BTreeMap<Nlri, Told> {
+    fn told(&self, teller: &mut Teller, prefix: &IpNet, outs: &[Out]) -> SmallVec<[(Nlri, Arc<Told>); 1]> {
         let family = Family::of(prefix);
         let several = self.key.encoding.add_path.contains(family);
         if *prefix == default_prefix(family)
             && let Some(attributes) = self.key.default_route(family)
         {
             let nlri = Nlri { prefix: *prefix, id: u32::from(several) };
-            return BTreeMap::from([(nlri, Told::own(teller.keep(attributes)))]);
+            return smallvec![(nlri, Arc::new(Told::own(teller.keep(attributes))))];
         }
         // Without add-path, what cannot be told of the best path is told of none: the others are not in use here.
         let considered = if several { outs } else { &outs[..outs.len().min(1)] };
-        let mut all = BTreeMap::new();
+        let mut all = SmallVec::new();
         for out in considered {
             if all.len() == self.key.paths_of(family) {
                 break;
             }
-            if let Some(last) = teller.tell(&self.key, prefix, out) {
+            if let Some(told) = teller.told(&self.key, prefix, out) {
                 let id = if several { out.path.our_id } else { 0 };
-                all.insert(Nlri { prefix: *prefix, id }, Told::new(out, last));
+                all.push((Nlri { prefix: *prefix, id }, told));
             }
         }
         all
@@ -212,7 +224,7 @@ impl Group {
         let from = chunks.begin();
         if update::announce(&mut chunks.bytes, &batch.told.attributes, &prefixes, encoding).is_ok() {
             // The source was told of the route while it was another's: now it has it itself.
-            let told_before = |(nlri, old): &(Nlri, Option<Told>)| {
+            let told_before = |(nlri, old): &(Nlri, Option<Arc<Told>>)| {
                 old.as_ref().is_some_and(|old| old.source() != source).then_some(*nlri)
             };
             let mut for_source = BytesMut::new();
@@ -268,7 +280,7 @@ impl Group {
     /// Takes a member out that goes to another group.
     pub(crate) fn move_out(&mut self, member: IpAddr) -> Option<Moved> {
         let cursor = self.members.remove(&member)?;
-        let mut told: BTreeSet<Nlri> = self.adj_out.keys().copied().collect();
+        let mut told: BTreeSet<Nlri> = self.adj_out.keys().collect();
         told.extend(cursor.behind.into_iter().flatten());
         told.extend(self.log.from(cursor.position).flat_map(|segment| segment.prefixes.iter().copied()));
         let (unsent, enhanced) = (cursor.unsent, cursor.enhanced);
@@ -287,11 +299,11 @@ impl Group {
         (self.log.end(), snapshot)
     }
 
-    fn segments_of<'a>(&self, routes: impl Iterator<Item = (&'a Nlri, &'a Told)>) -> Vec<Segment> {
+    fn segments_of<'a>(&self, routes: impl Iterator<Item = (Nlri, &'a Arc<Told>)>) -> Vec<Segment> {
         let mut batches: BTreeMap<BatchKey, (&PathAttributes, Vec<Nlri>)> = BTreeMap::new();
         for (nlri, told) in routes {
             let key = (Family::of(&nlri.prefix), told.source(), told.last.id);
-            batches.entry(key).or_insert((&told.last.attributes, vec![])).1.push(*nlri);
+            batches.entry(key).or_insert((&told.last.attributes, vec![])).1.push(nlri);
         }
         let mut chunks = Chunks::default();
         for ((_, source, _), (attributes, prefixes)) in batches {
@@ -398,8 +410,8 @@ impl Group {
     }
 
     /// What a member has been told, when it has read all.
-    pub(crate) fn told_to(&self, member: IpAddr) -> impl Iterator<Item = (&Nlri, &PathAttributes)> {
-        let theirs = move |(_, told): &(&Nlri, &Told)| told.source() != Some(member);
+    pub(crate) fn told_to(&self, member: IpAddr) -> impl Iterator<Item = (Nlri, &PathAttributes)> {
+        let theirs = move |(_, told): &(Nlri, &Arc<Told>)| told.source() != Some(member);
         self.adj_out.iter().filter(theirs).map(|(nlri, told)| (nlri, &told.last.attributes))
     }
 }
@@ -418,7 +430,7 @@ pub(crate) struct Moved {
 struct View<'a> {
     key: &'a GroupKey,
     limits: &'a Limits,
-    adj_out: &'a BTreeMap<Nlri, Told>,
+    adj_out: &'a NlriMap<Arc<Told>>,
     log: &'a Log,
 }
 
@@ -474,7 +486,7 @@ impl View<'_> {
             pieces.push(refresh::encode(Subtype::Begin, *family));
         }
         let all = self.adj_out.keys().filter(|nlri| Family::of(&nlri.prefix) == *family);
-        cursor.behind = Some(all.copied().collect());
+        cursor.behind = Some(all.collect());
         true
     }
 

@@ -7,15 +7,18 @@ pub(crate) mod decision;
 #[cfg(test)]
 mod decision_tests;
 pub(crate) mod intern;
+pub(crate) mod table;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
+use std::ops::Deref;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use smallvec::SmallVec;
 
 pub(crate) use decision::Rules;
 pub(crate) use intern::{Attributes, Interner};
+pub(crate) use table::{NlriMap, NlriSet, PrefixMap, PrefixSet};
 
 use crate::message::Nlri;
 
@@ -27,15 +30,11 @@ pub(crate) struct Learned {
     pub(crate) external: bool,
 }
 
-/// A path to a destination.
-#[derive(Debug, Clone)]
-pub(crate) struct Path {
+/// What the paths have in common that came from one neighbour with the same attributes: kept once for all of them.
+#[derive(Debug)]
+pub(crate) struct Shared {
     /// From whom; none: originated here.
     pub(crate) learned: Option<Arc<Learned>>,
-    /// The path identifier that the peer gave it (RFC 7911).
-    pub(crate) their_id: u32,
-    /// The one that we give it: unique within the destination for as long as the path lives.
-    pub(crate) our_id: u32,
     /// As it came: what the import rule and the filter are applied to, again when they change.
     pub(crate) received: Arc<Attributes>,
     /// As it is used.
@@ -44,16 +43,41 @@ pub(crate) struct Path {
     pub(crate) usable: bool,
 }
 
-impl Path {
-    /// One that we originate.
-    pub(crate) fn own(attributes: Arc<Attributes>) -> Self {
-        let received = Arc::clone(&attributes);
-        Self { learned: None, their_id: 0, our_id: 0, received, attributes, usable: true }
-    }
-
+impl Shared {
     /// The peer that it came from; none: originated here.
     pub(crate) fn source(&self) -> Option<IpAddr> {
         self.learned.as_ref().map(|learned| learned.peer)
+    }
+}
+
+/// A path to a destination.
+#[derive(Debug, Clone)]
+pub(crate) struct Path {
+    shared: Arc<Shared>,
+    /// The path identifier that the peer gave it (RFC 7911).
+    pub(crate) their_id: u32,
+    /// The one that we give it: unique within the destination for as long as the path lives.
+    pub(crate) our_id: u32,
+}
+
+impl Deref for Path {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.shared
+    }
+}
+
+impl Path {
+    /// One that [`Rib::announce`] will give a number.
+    pub(crate) fn new(shared: Arc<Shared>, their_id: u32) -> Self {
+        Self { shared, their_id, our_id: 0 }
+    }
+
+    /// One that we originate.
+    pub(crate) fn own(attributes: Arc<Attributes>) -> Self {
+        let received = Arc::clone(&attributes);
+        Self::new(Arc::new(Shared { learned: None, received, attributes, usable: true }), 0)
     }
 
     /// Whether both say the same from the same source.
@@ -71,9 +95,11 @@ impl Path {
 /// A destination.
 #[derive(Debug, Default)]
 pub(crate) struct Destination {
-    paths: Vec<Path>,
+    /// Nearly always one.
+    paths: SmallVec<[Path; 1]>,
     best: Option<Path>,
-    next_hops: Vec<IpAddr>,
+    /// Its next hops where there are several; else it is that of the best path, unless that is our own.
+    several: Option<Box<[IpAddr]>>,
 }
 
 impl Destination {
@@ -87,12 +113,57 @@ impl Destination {
 
     /// The best `limit` paths, the best first; as selection left them.
     pub(crate) fn ranked(&self, rules: &Rules, limit: usize) -> Vec<&Path> {
-        match (&self.best, limit) {
-            (None, _) | (_, 0) => vec![],
-            (Some(best), 1) => vec![best],
-            (Some(_), _) => decision::ranked(self.paths.iter().filter(|path| path.usable), rules, limit),
+        if self.best.is_none() {
+            return vec![];
         }
+        decision::ranked(self.paths.iter().filter(|path| path.usable), rules, limit)
     }
+
+    /// Decides, among the paths that `may` be used.
+    fn select(&mut self, rules: &Rules, may: impl Fn(&&Path) -> bool) -> Outcome {
+        let (new, several): (Option<Path>, Option<Box<[IpAddr]>>) = match &self.paths[..] {
+            [] => (None, None),
+            [only] => (may(&only).then(|| only.clone()), None),
+            paths => {
+                let equal = decision::equal(paths.iter().filter(may), rules);
+                let mut hops: Vec<IpAddr> = vec![];
+                for hop in equal.iter().filter_map(|path| next_hop(path)) {
+                    if !hops.contains(&hop) && hops.len() < rules.multipath.limit {
+                        hops.push(hop);
+                    }
+                }
+                hops.sort_unstable();
+                (equal.first().map(|path| (*path).clone()), (hops.len() > 1).then(|| hops.into()))
+            }
+        };
+        let one = |path: &Option<Path>| path.as_ref().and_then(next_hop);
+        let moved = several != self.several || (several.is_none() && one(&new) != one(&self.best));
+        let same = match (&self.best, &new) {
+            (None, None) => true,
+            (Some(old), Some(new)) => old.same_as(new),
+            _ => false,
+        };
+        let hops = || several.as_deref().map_or_else(|| one(&new).into_iter().collect(), <[IpAddr]>::to_vec);
+        let next_hops = moved.then(hops);
+        if !same {
+            self.best = new;
+        }
+        self.several = several;
+        Outcome { same, next_hops }
+    }
+}
+
+/// What a decision came to.
+struct Outcome {
+    /// The best path is the one that it was.
+    same: bool,
+    /// As in [`Change`].
+    next_hops: Option<Vec<IpAddr>>,
+}
+
+/// Where a path leads; none: here.
+fn next_hop(path: &Path) -> Option<IpAddr> {
+    path.learned.is_some().then_some(path.attributes.path.next_hop)
 }
 
 /// A destination that was decided anew.
@@ -104,29 +175,28 @@ pub(crate) struct Change {
 
 #[derive(Debug, Default)]
 pub(crate) struct Rib {
-    destinations: BTreeMap<IpNet, Destination>,
-    changed: BTreeSet<IpNet>,
+    destinations: PrefixMap<Destination>,
+    changed: PrefixSet,
 }
 
 impl Rib {
     /// Puts a path in, in place of an earlier one from the same source with the same identifier.
     pub(crate) fn announce(&mut self, prefix: IpNet, mut path: Path) {
-        let destination = self.destinations.entry(prefix).or_default();
+        let destination = self.destinations.or_default(prefix);
         let old = destination.paths.iter_mut().find(|old| old.is_of(path.source(), path.their_id));
         if let Some(old) = old {
             path.our_id = old.our_id;
             let same = old.same_as(&path) && old.usable == path.usable;
-            old.received = Arc::clone(&path.received);
+            *old = path;
             if same {
                 return;
             }
-            *old = path;
         } else {
             let taken = |id: &u32| destination.paths.iter().any(|other| other.our_id == *id);
             path.our_id = (1..).find(|id| !taken(id)).expect("there are more numbers than paths");
             destination.paths.push(path);
         }
-        self.changed.insert(prefix);
+        self.changed.insert(prefix, ());
     }
 
     /// Takes a path of a source out.
@@ -135,7 +205,7 @@ impl Rib {
             let before = destination.paths.len();
             destination.paths.retain(|path| !path.is_of(source, their_id));
             if destination.paths.len() != before {
-                self.changed.insert(prefix);
+                self.changed.insert(prefix, ());
             }
         }
     }
@@ -146,15 +216,16 @@ impl Rib {
         for path in destination.paths.iter_mut().filter(|path| path.learned.is_some()) {
             let (usable, attributes) = judge(path);
             if path.usable != usable || path.attributes.id != attributes.id {
-                (path.usable, path.attributes) = (usable, attributes);
-                self.changed.insert(prefix);
+                let (learned, received) = (path.learned.clone(), Arc::clone(&path.received));
+                path.shared = Arc::new(Shared { learned, received, attributes, usable });
+                self.changed.insert(prefix, ());
             }
         }
     }
 
     /// Has a prefix decided again although nothing about its paths changed.
     pub(crate) fn reconsider(&mut self, prefix: IpNet) {
-        self.changed.insert(prefix);
+        self.changed.insert(prefix, ());
     }
 
     /// Phase 2 of the decision process (RFC 4271 9.1.2) for all that changed. Learned paths of prefixes for which
@@ -167,35 +238,13 @@ impl Rib {
         deferred: impl Fn(&IpNet) -> bool,
     ) -> Vec<Change> {
         let mut changes = vec![];
-        for prefix in std::mem::take(&mut self.changed) {
+        while let Some((prefix, ())) = self.changed.pop_first() {
             let Some(destination) = self.destinations.get_mut(&prefix) else { continue };
             let later = deferred(&prefix);
-            let candidates =
-                destination.paths.iter().filter(|path| path.usable && (!later || path.learned.is_none()));
-            let equal = decision::equal(candidates, rules);
-            let new = equal.first().map(|path| (*path).clone());
-            let mut next_hops: Vec<IpAddr> = vec![];
-            for path in equal.iter().filter(|path| path.learned.is_some()) {
-                let next_hop = path.attributes.path.next_hop;
-                if !next_hops.contains(&next_hop) && next_hops.len() < rules.multipath.limit {
-                    next_hops.push(next_hop);
-                }
-            }
-            next_hops.sort_unstable();
-            let moved = next_hops != destination.next_hops;
-            let same = match (&destination.best, &new) {
-                (None, None) => true,
-                (Some(old), Some(new)) => old.same_as(new),
-                _ => false,
-            };
-            if !same {
-                destination.best = new;
-            }
-            if moved {
-                destination.next_hops.clone_from(&next_hops);
-            }
-            if all || !same || moved {
-                changes.push(Change { prefix, next_hops: moved.then_some(next_hops) });
+            let Outcome { same, next_hops } =
+                destination.select(rules, |path| path.usable && (!later || path.learned.is_none()));
+            if all || !same || next_hops.is_some() {
+                changes.push(Change { prefix, next_hops });
             }
             if destination.paths.is_empty() {
                 self.destinations.remove(&prefix);
@@ -217,7 +266,7 @@ impl Rib {
         self.destinations.get(&nlri.prefix)?.paths.iter().find(|path| path.is_of(source, nlri.id))
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&IpNet, &Destination)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (IpNet, &Destination)> {
         self.destinations.iter()
     }
 }

@@ -47,7 +47,7 @@ impl Speaker {
             }
         }
         self.follow_ranges(&config);
-        let all: Vec<IpNet> = self.rib.iter().map(|(prefix, _)| *prefix).collect();
+        let all: Vec<IpNet> = self.rib.iter().map(|(prefix, _)| prefix).collect();
         if before.own_addresses != config.own_addresses
             || before.options.claimed_only != config.options.claimed_only
         {
@@ -144,12 +144,12 @@ impl Speaker {
         }
         if before.role != now.role {
             // Who else is told of its routes has changed.
-            let routes = self.peers.get(&address).map(|peer| peer.adj_in.iter().map(|nlri| nlri.prefix));
+            let routes = self.peers.get(&address).map(|peer| peer.adj_in.keys().map(|nlri| nlri.prefix));
             let routes: Vec<IpNet> = routes.into_iter().flatten().collect();
-            if !routes.is_empty() {
+            for prefix in routes {
+                self.pending.insert(prefix, ());
                 self.pace.pending(self.now);
             }
-            self.pending.extend(routes);
         }
         self.regroup(address);
     }

@@ -111,12 +111,8 @@ impl Speaker {
             self.deferral = None;
         }
         self.settling.insert(family);
-        let prefixes: Vec<IpNet> = self
-            .rib
-            .iter()
-            .map(|(prefix, _)| *prefix)
-            .filter(|prefix| Family::of(prefix) == family)
-            .collect();
+        let prefixes: Vec<IpNet> =
+            self.rib.iter().map(|(prefix, _)| prefix).filter(|prefix| Family::of(prefix) == family).collect();
         prefixes.into_iter().for_each(|prefix| self.rib.reconsider(prefix));
     }
 }

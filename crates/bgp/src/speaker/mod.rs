@@ -31,10 +31,10 @@ use ipnet::IpNet;
 
 use crate::config::{Claims, Restarted, SpeakerConfig};
 use crate::event::{Action, AfterStop, ConnId, Event};
-use crate::export::group::{Group, Limits, Out};
+use crate::export::group::{Group, Limits, Out, Outs};
 use crate::message::Notification;
 use crate::message::notification::cease;
-use crate::rib::{Destination, Interner, Path, Rib, Rules};
+use crate::rib::{Destination, Interner, Path, PrefixSet, Rib, Rules};
 use crate::session::fsm::FsmEvent;
 use crate::session::negotiated::{RestartBits, our_open};
 use crate::session::rng::Rng;
@@ -43,6 +43,9 @@ use crate::types::{Families, Family};
 use deferral::Deferral;
 use pace::Pace;
 use peer::{GroupId, Peer};
+
+/// Prefixes that are brought into the groups' logs at once: what is needed for that is little however many changed.
+const SLICE: usize = 16 << 10;
 
 /// A BGP speaker without sockets, clock or randomness.
 ///
@@ -64,7 +67,7 @@ pub struct Speaker {
     groups: BTreeMap<GroupId, Group>,
     limits: Limits,
     /// Best paths that changed and are not yet in the groups' logs.
-    pending: BTreeSet<IpNet>,
+    pending: PrefixSet,
     pace: Pace,
     /// Members have joined whose End-of-RIB goes after the next flush: what is pending belongs to their initial tables.
     owes_end_of_rib: bool,
@@ -106,7 +109,7 @@ impl Speaker {
             interner: Interner::default(),
             groups: BTreeMap::new(),
             limits: Limits::DEFAULT,
-            pending: BTreeSet::new(),
+            pending: PrefixSet::default(),
             pace: Pace::new(now),
             owes_end_of_rib: false,
             deferral: None,
@@ -257,7 +260,7 @@ impl Speaker {
         let rules = self.rules();
         let several = self.several_paths();
         for change in self.rib.select(&rules, several, |prefix| deferred.contains(Family::of(prefix))) {
-            self.pending.insert(change.prefix);
+            self.pending.insert(change.prefix, ());
             self.pace.pending(self.now);
             if let Some(next_hops) = change.next_hops {
                 self.actions.push(Action::RouteChanged { prefix: change.prefix, next_hops });
@@ -292,7 +295,7 @@ impl Speaker {
     }
 
     fn append_pending(&mut self) {
-        let pending = std::mem::take(&mut self.pending);
+        let mut pending = std::mem::take(&mut self.pending);
         if pending.is_empty() {
             return;
         }
@@ -302,10 +305,15 @@ impl Speaker {
         let limit = |prefix: &IpNet| {
             if several && !deferred.contains(Family::of(prefix)) { usize::MAX } else { 1 }
         };
-        let paths =
-            |prefix: &IpNet| rib.get(prefix).map_or(vec![], |dest| outs(peers, dest, &rules, limit(prefix)));
-        for group in self.groups.values_mut() {
-            group.update(pending.iter().map(|prefix| (*prefix, paths(prefix))));
+        let paths = |prefix: &IpNet| {
+            rib.get(prefix).map_or_else(Outs::new, |dest| outs(peers, dest, &rules, limit(prefix)))
+        };
+        while !pending.is_empty() {
+            let slice: Vec<IpNet> =
+                std::iter::from_fn(|| pending.pop_first()).take(SLICE).map(|(prefix, ())| prefix).collect();
+            for group in self.groups.values_mut() {
+                group.update(slice.iter().map(|prefix| (*prefix, paths(prefix))));
+            }
         }
     }
 
@@ -367,15 +375,18 @@ impl Speaker {
             }
         }
         self.timers.clear();
-        self.pending.clear();
+        self.pending = PrefixSet::default();
         self.pace.flushed(self.now);
         self.deferral = None;
     }
 }
 
 /// The best paths as the groups want them: with the role of the neighbour that each came from, as it is now.
-fn outs(peers: &BTreeMap<IpAddr, Peer>, of: &Destination, rules: &Rules, limit: usize) -> Vec<Out> {
+fn outs(peers: &BTreeMap<IpAddr, Peer>, of: &Destination, rules: &Rules, limit: usize) -> Outs {
     let role = |path: &Path| path.source().and_then(|source| peers.get(&source)).map(|p| p.neighbour.role);
-    let paths = of.ranked(rules, limit).into_iter();
-    paths.map(|path| Out { path: path.clone(), from: role(path) }).collect()
+    let out = |path: &Path| Out { path: path.clone(), from: role(path) };
+    if limit == 1 {
+        return of.best().map(out).into_iter().collect();
+    }
+    of.ranked(rules, limit).into_iter().map(out).collect()
 }

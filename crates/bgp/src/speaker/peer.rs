@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::config::{ConnectMode, Neighbour};
 use crate::event::ConnId;
 use crate::message::Nlri;
-use crate::rib::Learned;
+use crate::rib::{Attributes, Learned, NlriSet, Shared};
 use crate::session::fsm::State;
 use crate::session::negotiated::Negotiated;
 use crate::session::slot::Slot;
@@ -32,6 +32,40 @@ pub(super) struct Session {
     pub(super) group: GroupId,
     /// Paths that the peer has not told again since its BoRR (RFC 7313 section 4), per family, and until when it may.
     pub(super) refreshing: BTreeMap<Family, (BTreeSet<Nlri>, Duration)>,
+    /// What its last path has in common with others.
+    last: Option<Arc<Shared>>,
+}
+
+impl Session {
+    pub(super) fn new(
+        (slot, conn): (usize, ConnId),
+        learned: Arc<Learned>,
+        negotiated: Negotiated,
+        group: GroupId,
+    ) -> Self {
+        Self { slot, conn, learned, negotiated, group, refreshing: BTreeMap::new(), last: None }
+    }
+
+    /// What a path has in common with those that came before it, if that is all.
+    pub(super) fn shared(
+        &mut self,
+        received: &Arc<Attributes>,
+        attributes: Arc<Attributes>,
+        usable: bool,
+    ) -> Arc<Shared> {
+        let same = |last: &&Arc<Shared>| {
+            Arc::ptr_eq(&last.received, received)
+                && Arc::ptr_eq(&last.attributes, &attributes)
+                && last.usable == usable
+        };
+        if let Some(last) = self.last.as_ref().filter(same) {
+            return Arc::clone(last);
+        }
+        let (learned, received) = (Some(Arc::clone(&self.learned)), Arc::clone(received));
+        let shared = Arc::new(Shared { learned, received, attributes, usable });
+        self.last = Some(Arc::clone(&shared));
+        shared
+    }
 }
 
 /// A neighbour that may not have a session for now.
@@ -51,9 +85,7 @@ pub(super) struct Peer {
     pub(super) slots: [Slot; 3],
     pub(super) session: Option<Session>,
     /// Paths that it gave us.
-    pub(super) adj_in: BTreeSet<Nlri>,
-    /// How many of them are of IPv4, and of IPv6.
-    pub(super) counts: [u32; 2],
+    pub(super) adj_in: NlriSet,
     /// Families whose count was warned about in this session.
     pub(super) warned: Families,
     /// Of the paths: kept over its restart and not refreshed yet (RFC 4724 section 4.2).
@@ -91,8 +123,7 @@ impl Peer {
             dynamic: false,
             slots: [Slot::new(false, now), Slot::new(true, now), Slot::new(true, now)],
             session: None,
-            adj_in: BTreeSet::new(),
-            counts: [0; 2],
+            adj_in: NlriSet::default(),
             warned: Families::NONE,
             stale: BTreeSet::new(),
             restart_until: None,
@@ -163,28 +194,16 @@ impl Peer {
 
     /// Takes a path in. True: there was none.
     pub(super) fn insert(&mut self, nlri: Nlri) -> bool {
-        let new = self.adj_in.insert(nlri);
-        if new {
-            self.counts[slot_of(Family::of(&nlri.prefix))] += 1;
-        }
-        new
+        self.adj_in.insert(nlri, ()).is_none()
     }
 
     /// Lets a path go. True: there was one.
     pub(super) fn remove(&mut self, nlri: &Nlri) -> bool {
-        let gone = self.adj_in.remove(nlri);
-        if gone {
-            self.counts[slot_of(Family::of(&nlri.prefix))] -= 1;
-        }
-        gone
+        self.adj_in.remove(nlri).is_some()
     }
 
     /// Paths of a family.
     pub(super) fn count(&self, family: Family) -> u32 {
-        self.counts[slot_of(family)]
+        u32::try_from(self.adj_in.count(family)).unwrap_or(u32::MAX)
     }
-}
-
-fn slot_of(family: Family) -> usize {
-    usize::from(family == Family::Ipv6)
 }

@@ -10,6 +10,7 @@ use crate::event::{PeerStatus, RouteStatus};
 use crate::message::Nlri;
 use crate::message::attribute::PathAttributes;
 use crate::rib::decision::local_pref;
+use crate::types::Family;
 
 impl Speaker {
     /// The configuration in force.
@@ -23,7 +24,7 @@ impl Speaker {
         for (address, peer) in &self.peers {
             let slot = peer.furthest();
             let group = peer.session.as_ref().and_then(|session| self.groups.get(&session.group));
-            let usable = |nlri: &&Nlri| self.rib.path(nlri, Some(*address)).is_some_and(|path| path.usable);
+            let usable = |nlri: &Nlri| self.rib.path(nlri, Some(*address)).is_some_and(|path| path.usable);
             all.push(PeerStatus {
                 name: peer.neighbour.name.clone(),
                 address: *address,
@@ -31,8 +32,8 @@ impl Speaker {
                 role: peer.neighbour.role,
                 state: slot.state,
                 since: slot.since,
-                received: peer.adj_in.len(),
-                usable: peer.adj_in.iter().filter(usable).count(),
+                received: Family::ALL.into_iter().map(|family| peer.adj_in.count(family)).sum(),
+                usable: peer.adj_in.keys().filter(usable).count(),
                 stale: peer.stale.len(),
                 advertised: group.map_or(0, |group| group.advertised(*address)),
                 updates: peer.updates,
@@ -54,7 +55,7 @@ impl Speaker {
                 let attributes = &path.attributes.path;
                 let peer = from.and_then(|from| self.peers.get(&from));
                 all.push(RouteStatus {
-                    prefix: *prefix,
+                    prefix,
                     next_hop: attributes.next_hop,
                     from,
                     originator_id: attributes.originator_id,
@@ -64,9 +65,7 @@ impl Speaker {
                     communities: attributes.communities(),
                     best: destination.best().is_some_and(|best| best.same_as(path)),
                     usable: path.usable,
-                    stale: peer.is_some_and(|peer| {
-                        peer.stale.contains(&Nlri { prefix: *prefix, id: path.their_id })
-                    }),
+                    stale: peer.is_some_and(|peer| peer.stale.contains(&Nlri { prefix, id: path.their_id })),
                 });
             }
         }
@@ -78,25 +77,25 @@ impl Speaker {
         let session = self.peers.get(&peer).and_then(|peer| peer.session.as_ref());
         let group = session.and_then(|session| self.groups.get(&session.group));
         let told = group.into_iter().flat_map(|group| group.told_to(peer));
-        told.map(|(nlri, attributes)| (*nlri, attributes.clone())).collect()
+        told.map(|(nlri, attributes)| (nlri, attributes.clone())).collect()
     }
 
     /// Paths that a peer has told us, as they came, each with whether it is let in and whether it is the best one.
     pub fn received_paths(&self, peer: IpAddr) -> Vec<(Nlri, PathAttributes, bool, bool)> {
-        let all = self.peers.get(&peer).into_iter().flat_map(|peer| &peer.adj_in);
-        let path = |nlri: &Nlri| {
-            let path = self.rib.path(nlri, Some(peer))?;
+        let all = self.peers.get(&peer).into_iter().flat_map(|peer| peer.adj_in.keys());
+        let path = |nlri: Nlri| {
+            let path = self.rib.path(&nlri, Some(peer))?;
             let best = self.rib.get(&nlri.prefix).and_then(|destination| destination.best());
             let is_best = best.is_some_and(|best| best.same_as(path));
-            Some((*nlri, path.received.path.clone(), path.usable, is_best))
+            Some((nlri, path.received.path.clone(), path.usable, is_best))
         };
         all.filter_map(path).collect()
     }
 
     /// What a peer has told us, as it came.
     pub fn received(&self, peer: IpAddr) -> Vec<(Nlri, PathAttributes)> {
-        let all = self.peers.get(&peer).into_iter().flat_map(|peer| &peer.adj_in);
-        let path = |nlri: &Nlri| Some((*nlri, self.rib.path(nlri, Some(peer))?.received.path.clone()));
+        let all = self.peers.get(&peer).into_iter().flat_map(|peer| peer.adj_in.keys());
+        let path = |nlri: Nlri| Some((nlri, self.rib.path(&nlri, Some(peer))?.received.path.clone()));
         all.filter_map(path).collect()
     }
 

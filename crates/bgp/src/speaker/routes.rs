@@ -81,7 +81,6 @@ impl Speaker {
         let received = self.interner.intern(attributes);
         let Some(peer) = self.peers.get_mut(&address) else { return };
         let Some(session) = &mut peer.session else { return };
-        let learned = Arc::clone(&session.learned);
         let mut importer =
             Importer { claims: &self.claims, config: &self.config, interner: &mut self.interner };
         for nlri in &prefixes {
@@ -101,9 +100,9 @@ impl Speaker {
             }
             peer.stale.remove(&nlri);
             let (usable, attributes) = importer.import(&peer.neighbour, address, &nlri.prefix, &received);
-            let (learned, received) = (Some(Arc::clone(&learned)), Arc::clone(&received));
-            let path = Path { learned, their_id: nlri.id, our_id: 0, received, attributes, usable };
-            self.rib.announce(nlri.prefix, path);
+            let Some(session) = &mut peer.session else { break };
+            let shared = session.shared(&received, attributes, usable);
+            self.rib.announce(nlri.prefix, Path::new(shared, nlri.id));
         }
         if peer.stale.is_empty() {
             peer.stale_until = None;
@@ -173,7 +172,7 @@ impl Speaker {
         let all: Vec<IpNet> = self
             .peers
             .get(&address)
-            .map(|peer| peer.adj_in.iter().map(|nlri| nlri.prefix).collect())
+            .map(|peer| peer.adj_in.keys().map(|nlri| nlri.prefix).collect())
             .unwrap_or_default();
         all.into_iter().for_each(|prefix| self.judge(prefix));
     }
@@ -219,8 +218,8 @@ impl Speaker {
             // RFC 7313 section 4: markers of a peer that did not offer them are ignored.
             Subtype::Begin | Subtype::End if !session.negotiated.enhanced_refresh => {}
             Subtype::Begin => {
-                let all = peer.adj_in.iter().filter(|nlri| Family::of(&nlri.prefix) == family);
-                session.refreshing.insert(family, (all.copied().collect(), self.now + REFRESH_TIME));
+                let all = peer.adj_in.keys().filter(|nlri| Family::of(&nlri.prefix) == family);
+                session.refreshing.insert(family, (all.collect(), self.now + REFRESH_TIME));
             }
             Subtype::End => {
                 if let Some((gone, _)) = session.refreshing.remove(&family) {

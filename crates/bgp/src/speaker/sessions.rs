@@ -49,8 +49,7 @@ impl Speaker {
         }
         let group = self.join(address, key, &negotiated);
         let Some(peer) = self.peers.get_mut(&address) else { return };
-        let refreshing = std::collections::BTreeMap::new();
-        peer.session = Some(Session { slot: at, conn, learned, negotiated, group, refreshing });
+        peer.session = Some(Session::new((at, conn), learned, negotiated, group));
         peer.was_up = true;
         peer.warned = Families::NONE;
         peer.last_error = None;
@@ -85,7 +84,7 @@ impl Speaker {
         let limit = if key.encoding.add_path.is_empty() { 1 } else { usize::MAX };
         let mut group = Group::new(key, self.limits);
         let (rules, peers) = (self.rules(), &self.peers);
-        group.update(self.rib.iter().map(|(prefix, dest)| (*prefix, outs(peers, dest, &rules, limit))));
+        group.update(self.rib.iter().map(|(prefix, dest)| (prefix, outs(peers, dest, &rules, limit))));
         self.groups.insert(id, group);
         id
     }
@@ -132,7 +131,7 @@ impl Speaker {
                 || (already && restart.second_restart == SecondRestart::Delete)
         };
         let (gone, stale): (Vec<Nlri>, Vec<Nlri>) =
-            peer.adj_in.iter().partition(|nlri| deletes(nlri, peer.stale.contains(nlri)));
+            peer.adj_in.keys().partition(|nlri| deletes(nlri, peer.stale.contains(nlri)));
         peer.stale = stale.into_iter().collect();
         if !peer.stale.is_empty() {
             let seconds = negotiated.graceful_restart.as_ref().map_or(0, |restart| restart.time);
@@ -150,7 +149,7 @@ impl Speaker {
 
     /// Drops everything that a peer told us.
     pub(super) fn drop_routes(&mut self, address: IpAddr) {
-        let all = self.peers.get(&address).map(|peer| peer.adj_in.iter().copied().collect());
+        let all = self.peers.get(&address).map(|peer| peer.adj_in.keys().collect());
         self.remove_routes(address, all.unwrap_or_default());
     }
 
