@@ -34,7 +34,7 @@ use crate::event::{Action, AfterStop, ConnId, Event};
 use crate::export::group::{Group, Limits, Out, Outs};
 use crate::message::Notification;
 use crate::message::notification::cease;
-use crate::rib::{Destination, Interner, Path, PrefixSet, Rib, Rules};
+use crate::rib::{Change, DestId, Destination, Interner, Path, Rib, Rules};
 use crate::session::fsm::FsmEvent;
 use crate::session::negotiated::{RestartBits, our_open};
 use crate::session::rng::Rng;
@@ -44,7 +44,8 @@ use deferral::Deferral;
 use pace::Pace;
 use peer::{GroupId, Peer};
 
-/// Prefixes that are brought into the groups' logs at once: what is needed for that is little however many changed.
+/// Prefixes that are brought into the groups' logs at once: neither what is needed for that nor what lies in the logs
+/// before it can be written grows with what has changed.
 const SLICE: usize = 16 << 10;
 
 /// A BGP speaker without sockets, clock or randomness.
@@ -66,8 +67,6 @@ pub struct Speaker {
     interner: Interner,
     groups: BTreeMap<GroupId, Group>,
     limits: Limits,
-    /// Best paths that changed and are not yet in the groups' logs.
-    pending: PrefixSet,
     pace: Pace,
     /// Members have joined whose End-of-RIB goes after the next flush: what is pending belongs to their initial tables.
     owes_end_of_rib: bool,
@@ -109,7 +108,6 @@ impl Speaker {
             interner: Interner::default(),
             groups: BTreeMap::new(),
             limits: Limits::DEFAULT,
-            pending: PrefixSet::default(),
             pace: Pace::new(now),
             owes_end_of_rib: false,
             deferral: None,
@@ -243,6 +241,9 @@ impl Speaker {
         if !self.rib.is_settled() || !self.settling.is_empty() {
             self.select();
         }
+        if !self.settling.is_empty() {
+            self.append_all_pending();
+        }
         if !self.settling.is_empty() || self.pace.due().is_some_and(|due| due <= self.now) {
             self.flush();
         }
@@ -260,11 +261,11 @@ impl Speaker {
         let rules = self.rules();
         let several = self.several_paths();
         for change in self.rib.select(&rules, several, |prefix| deferred.contains(Family::of(prefix))) {
-            self.pending.insert(change.prefix, ());
+            let Change { prefix, next_hops } = change;
+            self.actions.push(Action::RouteChanged { prefix, next_hops });
+        }
+        if self.rib.is_pending() {
             self.pace.pending(self.now);
-            if let Some(next_hops) = change.next_hops {
-                self.actions.push(Action::RouteChanged { prefix: change.prefix, next_hops });
-            }
         }
     }
 
@@ -277,11 +278,12 @@ impl Speaker {
         self.groups.values().any(|group| !group.key().encoding.add_path.is_empty())
     }
 
-    /// Brings pending changes into all groups' logs and gives every member what it may have.
+    /// Brings pending changes into all groups' logs, as many as are good for one go, and gives every member what it may have.
     fn flush(&mut self) {
-        self.append_pending();
-        self.pace.flushed(self.now);
-        if std::mem::take(&mut self.owes_end_of_rib) {
+        self.append_pending(SLICE);
+        let goes_on = self.rib.is_pending();
+        self.pace.flushed(self.now, goes_on);
+        if !goes_on && std::mem::take(&mut self.owes_end_of_rib) {
             let settled = |group: &Group| self.settled_families(group.key());
             let all: Vec<(GroupId, Families)> =
                 self.groups.iter().map(|(id, group)| (*id, settled(group))).collect();
@@ -294,26 +296,28 @@ impl Speaker {
         self.pull_all();
     }
 
-    fn append_pending(&mut self) {
-        let mut pending = std::mem::take(&mut self.pending);
-        if pending.is_empty() {
-            return;
-        }
+    fn append_pending(&mut self, limit: usize) {
+        let pending = self.rib.take_pending(limit);
         let (rules, several) = (self.rules(), self.several_paths());
         let deferred = self.deferral.as_ref().map_or(Families::NONE, Deferral::families);
         let (rib, peers) = (&self.rib, &self.peers);
         let limit = |prefix: &IpNet| {
             if several && !deferred.contains(Family::of(prefix)) { usize::MAX } else { 1 }
         };
-        let paths = |prefix: &IpNet| {
-            rib.get(prefix).map_or_else(Outs::new, |dest| outs(peers, dest, &rules, limit(prefix)))
+        let paths = |id: &DestId| {
+            let destination = rib.at(*id);
+            (*id, destination.prefix, outs(peers, destination, &rules, limit(&destination.prefix)))
         };
-        while !pending.is_empty() {
-            let slice: Vec<IpNet> =
-                std::iter::from_fn(|| pending.pop_first()).take(SLICE).map(|(prefix, ())| prefix).collect();
-            for group in self.groups.values_mut() {
-                group.update(slice.iter().map(|prefix| (*prefix, paths(prefix))));
-            }
+        for group in self.groups.values_mut() {
+            group.update(pending.iter().map(paths));
+        }
+        pending.into_iter().for_each(|id| self.rib.told(id));
+    }
+
+    /// Brings all pending changes into all groups' logs.
+    fn append_all_pending(&mut self) {
+        while self.rib.is_pending() {
+            self.append_pending(SLICE);
         }
     }
 
@@ -328,7 +332,7 @@ impl Speaker {
         let Some(peer) = self.peers.get_mut(&member) else { return };
         let Some(session) = &peer.session else { return };
         let Some(group) = self.groups.get_mut(&session.group) else { return };
-        let pieces = group.pull(member);
+        let pieces = group.pull(&self.rib, member);
         if !pieces.is_empty() {
             let (conn, slot) = (session.conn, session.slot);
             let starts = peer.slots[slot].gave(pieces.iter().map(bytes::Bytes::len).sum(), self.now);
@@ -375,8 +379,7 @@ impl Speaker {
             }
         }
         self.timers.clear();
-        self.pending = PrefixSet::default();
-        self.pace.flushed(self.now);
+        self.pace.flushed(self.now, false);
         self.deferral = None;
     }
 }

@@ -4,7 +4,8 @@
 //! say. Hence two rules. Flushes are a multiple of their own cost apart, so that a busy reflector spends most of its time
 //! on other work. And while peers connect, one after the other, a flush waits until nobody has connected for a moment:
 //! each of them brings news, and a thousand peers that come up within a second are told in a few flushes instead of a
-//! hundred. Nobody waits longer than [`HOLD`] for either.
+//! hundred. Nobody waits longer than [`HOLD`] for either. A flush that could take only a part of what is pending goes on as
+//! soon as what it gave out has been written.
 
 use std::time::Duration;
 
@@ -23,11 +24,13 @@ pub(super) struct Pace {
     greeted_at: Option<Duration>,
     /// Since when changes are pending.
     pending_since: Option<Duration>,
+    /// The last flush took only a part of them.
+    goes_on: bool,
 }
 
 impl Pace {
     pub(super) fn new(now: Duration) -> Self {
-        Self { interval: INTERVAL.0, flushed_at: now, greeted_at: None, pending_since: None }
+        Self { interval: INTERVAL.0, flushed_at: now, greeted_at: None, pending_since: None, goes_on: false }
     }
 
     /// What the last flush has cost.
@@ -45,15 +48,19 @@ impl Pace {
         self.pending_since.get_or_insert(now);
     }
 
-    /// Nothing is pending any more.
-    pub(super) fn flushed(&mut self, now: Duration) {
+    /// A flush; afterwards something is still pending, or nothing.
+    pub(super) fn flushed(&mut self, now: Duration, goes_on: bool) {
         self.flushed_at = now;
-        self.pending_since = None;
+        self.pending_since = goes_on.then_some(now);
+        self.goes_on = goes_on;
     }
 
     /// When to flush; none: nothing is pending.
     pub(super) fn due(&self) -> Option<Duration> {
         let since = self.pending_since?;
+        if self.goes_on {
+            return Some(self.flushed_at);
+        }
         let quiet = self.greeted_at.map_or(Duration::ZERO, |at| (at + QUIET).min(since + HOLD));
         Some((self.flushed_at + self.interval).max(quiet))
     }
@@ -72,7 +79,7 @@ mod tests {
         let mut pace = Pace::new(ms(1000));
         assert_eq!(pace.due(), None);
         for (cost, apart) in [(ms(0), ms(2)), (ms(1), ms(4)), (ms(7), ms(28)), (ms(100), ms(50))] {
-            pace.flushed(ms(2000));
+            pace.flushed(ms(2000), false);
             pace.took(cost);
             assert_eq!(pace.due(), None);
             pace.pending(ms(2001));
@@ -92,7 +99,12 @@ mod tests {
         // More news do not make the first wait longer.
         pace.pending(ms(1090));
         assert_eq!(pace.due(), Some(ms(1100)));
-        pace.flushed(ms(1100));
+        pace.flushed(ms(1100), true);
+        pace.greeted(ms(1100));
+        assert_eq!(pace.due(), Some(ms(1100)));
+        pace.flushed(ms(1101), false);
+        pace.greeted(ms(1500));
+        assert_eq!(pace.due(), None);
         pace.pending(ms(1600));
         assert_eq!(pace.due(), Some(ms(1510)));
     }

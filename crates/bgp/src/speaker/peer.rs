@@ -1,13 +1,14 @@
 //! A neighbour: its three connection slots, the session on one of them, and what it told us.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::{ConnectMode, Neighbour};
 use crate::event::ConnId;
 use crate::message::Nlri;
-use crate::rib::{Attributes, Learned, NlriSet, Shared};
+use crate::rib::{Attributes, DestId, Learned, Rib, Shared, Withdrawn};
 use crate::session::fsm::State;
 use crate::session::negotiated::Negotiated;
 use crate::session::slot::Slot;
@@ -85,7 +86,7 @@ pub(super) struct Peer {
     pub(super) slots: [Slot; 3],
     pub(super) session: Option<Session>,
     /// Paths that it gave us.
-    pub(super) adj_in: NlriSet,
+    pub(super) adj_in: AdjIn,
     /// Families whose count was warned about in this session.
     pub(super) warned: Families,
     /// Of the paths: kept over its restart and not refreshed yet (RFC 4724 section 4.2).
@@ -123,7 +124,7 @@ impl Peer {
             dynamic: false,
             slots: [Slot::new(false, now), Slot::new(true, now), Slot::new(true, now)],
             session: None,
-            adj_in: NlriSet::default(),
+            adj_in: AdjIn::default(),
             warned: Families::NONE,
             stale: BTreeSet::new(),
             restart_until: None,
@@ -191,19 +192,59 @@ impl Peer {
         let idle = self.slots.iter().all(|slot| slot.conn.is_none());
         self.dynamic && idle && self.session.is_none() && self.adj_in.is_empty() && self.held.is_none()
     }
+}
 
-    /// Takes a path in. True: there was none.
-    pub(super) fn insert(&mut self, nlri: Nlri) -> bool {
-        self.adj_in.insert(nlri, ()).is_none()
+/// Adj-RIB-in (RFC 4271 section 3.2): where a peer has paths. The paths themselves stand in the RIB.
+#[derive(Debug, Default)]
+pub(super) struct AdjIn {
+    destinations: BTreeSet<DestId>,
+    /// Paths of IPv4, and of IPv6.
+    counts: [u32; 2],
+}
+
+impl AdjIn {
+    /// A path to a destination is there that was not there before.
+    pub(super) fn insert(&mut self, nlri: &Nlri, destination: DestId) {
+        self.destinations.insert(destination);
+        self.counts[Self::slot(Family::of(&nlri.prefix))] += 1;
     }
 
-    /// Lets a path go. True: there was one.
-    pub(super) fn remove(&mut self, nlri: &Nlri) -> bool {
-        self.adj_in.remove(nlri).is_some()
+    /// A path is there no more.
+    pub(super) fn remove(&mut self, nlri: &Nlri, withdrawn: &Withdrawn) {
+        if withdrawn.last {
+            self.destinations.remove(&withdrawn.id);
+        }
+        self.counts[Self::slot(Family::of(&nlri.prefix))] -= 1;
+    }
+
+    fn slot(family: Family) -> usize {
+        usize::from(family == Family::Ipv6)
     }
 
     /// Paths of a family.
     pub(super) fn count(&self, family: Family) -> u32 {
-        u32::try_from(self.adj_in.count(family)).unwrap_or(u32::MAX)
+        self.counts[Self::slot(family)]
+    }
+
+    /// Paths.
+    pub(super) fn len(&self) -> usize {
+        self.counts.iter().map(|count| *count as usize).sum()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.destinations.is_empty()
+    }
+
+    pub(super) fn destinations(&self) -> impl Iterator<Item = DestId> {
+        self.destinations.iter().copied()
+    }
+
+    /// The paths of `peer`, whose adj-RIB-in this is.
+    pub(super) fn paths<'a>(&'a self, rib: &'a Rib, peer: IpAddr) -> impl Iterator<Item = Nlri> + 'a {
+        self.destinations.iter().flat_map(move |id| {
+            let destination = rib.at(*id);
+            let theirs = destination.paths().iter().filter(move |path| path.source() == Some(peer));
+            theirs.map(|path| Nlri { prefix: destination.prefix, id: path.their_id })
+        })
     }
 }

@@ -10,7 +10,6 @@ use crate::event::{PeerStatus, RouteStatus};
 use crate::message::Nlri;
 use crate::message::attribute::PathAttributes;
 use crate::rib::decision::local_pref;
-use crate::types::Family;
 
 impl Speaker {
     /// The configuration in force.
@@ -32,8 +31,8 @@ impl Speaker {
                 role: peer.neighbour.role,
                 state: slot.state,
                 since: slot.since,
-                received: Family::ALL.into_iter().map(|family| peer.adj_in.count(family)).sum(),
-                usable: peer.adj_in.keys().filter(usable).count(),
+                received: peer.adj_in.len(),
+                usable: peer.adj_in.paths(&self.rib, *address).filter(usable).count(),
                 stale: peer.stale.len(),
                 advertised: group.map_or(0, |group| group.advertised(*address)),
                 updates: peer.updates,
@@ -49,7 +48,8 @@ impl Speaker {
     /// All paths, by prefix.
     pub fn routes(&self) -> Vec<RouteStatus> {
         let mut all = vec![];
-        for (prefix, destination) in self.rib.iter() {
+        for (_, destination) in self.rib.iter() {
+            let prefix = destination.prefix;
             for path in destination.paths() {
                 let from = path.source();
                 let attributes = &path.attributes.path;
@@ -76,13 +76,13 @@ impl Speaker {
     pub fn advertised(&self, peer: IpAddr) -> Vec<(Nlri, PathAttributes)> {
         let session = self.peers.get(&peer).and_then(|peer| peer.session.as_ref());
         let group = session.and_then(|session| self.groups.get(&session.group));
-        let told = group.into_iter().flat_map(|group| group.told_to(peer));
+        let told = group.into_iter().flat_map(|group| group.told_to(&self.rib, peer));
         told.map(|(nlri, attributes)| (nlri, attributes.clone())).collect()
     }
 
     /// Paths that a peer has told us, as they came, each with whether it is let in and whether it is the best one.
     pub fn received_paths(&self, peer: IpAddr) -> Vec<(Nlri, PathAttributes, bool, bool)> {
-        let all = self.peers.get(&peer).into_iter().flat_map(|peer| peer.adj_in.keys());
+        let all = self.paths_of(peer).into_iter();
         let path = |nlri: Nlri| {
             let path = self.rib.path(&nlri, Some(peer))?;
             let best = self.rib.get(&nlri.prefix).and_then(|destination| destination.best());
@@ -92,9 +92,15 @@ impl Speaker {
         all.filter_map(path).collect()
     }
 
+    /// What stands in a peer's adj-RIB-in, in order.
+    fn paths_of(&self, address: IpAddr) -> BTreeSet<Nlri> {
+        let peer = self.peers.get(&address).into_iter();
+        peer.flat_map(|peer| peer.adj_in.paths(&self.rib, address)).collect()
+    }
+
     /// What a peer has told us, as it came.
     pub fn received(&self, peer: IpAddr) -> Vec<(Nlri, PathAttributes)> {
-        let all = self.peers.get(&peer).into_iter().flat_map(|peer| peer.adj_in.keys());
+        let all = self.paths_of(peer).into_iter();
         let path = |nlri: Nlri| Some((nlri, self.rib.path(&nlri, Some(peer))?.received.path.clone()));
         all.filter_map(path).collect()
     }

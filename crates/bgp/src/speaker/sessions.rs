@@ -62,15 +62,15 @@ impl Speaker {
     /// Puts a peer into its group, which is made if it is the first.
     fn join(&mut self, address: IpAddr, key: GroupKey, negotiated: &Negotiated) -> GroupId {
         self.select();
-        let settled = if self.pending.is_empty() {
-            self.settled_families(&key)
-        } else {
+        let settled = if self.rib.is_pending() {
             self.owes_end_of_rib = true;
             Families::NONE
+        } else {
+            self.settled_families(&key)
         };
         let id = self.group(key);
         if let Some(group) = self.groups.get_mut(&id) {
-            group.join(address, negotiated.families, settled, negotiated.enhanced_refresh);
+            group.join(&self.rib, address, negotiated.families, settled, negotiated.enhanced_refresh);
         }
         id
     }
@@ -84,7 +84,7 @@ impl Speaker {
         let limit = if key.encoding.add_path.is_empty() { 1 } else { usize::MAX };
         let mut group = Group::new(key, self.limits);
         let (rules, peers) = (self.rules(), &self.peers);
-        group.update(self.rib.iter().map(|(prefix, dest)| (prefix, outs(peers, dest, &rules, limit))));
+        group.update(self.rib.iter().map(|(id, dest)| (id, dest.prefix, outs(peers, dest, &rules, limit))));
         self.groups.insert(id, group);
         id
     }
@@ -131,7 +131,7 @@ impl Speaker {
                 || (already && restart.second_restart == SecondRestart::Delete)
         };
         let (gone, stale): (Vec<Nlri>, Vec<Nlri>) =
-            peer.adj_in.keys().partition(|nlri| deletes(nlri, peer.stale.contains(nlri)));
+            peer.adj_in.paths(&self.rib, address).partition(|nlri| deletes(nlri, peer.stale.contains(nlri)));
         peer.stale = stale.into_iter().collect();
         if !peer.stale.is_empty() {
             let seconds = negotiated.graceful_restart.as_ref().map_or(0, |restart| restart.time);
@@ -149,7 +149,7 @@ impl Speaker {
 
     /// Drops everything that a peer told us.
     pub(super) fn drop_routes(&mut self, address: IpAddr) {
-        let all = self.peers.get(&address).map(|peer| peer.adj_in.keys().collect());
+        let all = self.peers.get(&address).map(|peer| peer.adj_in.paths(&self.rib, address).collect());
         self.remove_routes(address, all.unwrap_or_default());
     }
 
@@ -167,8 +167,8 @@ impl Speaker {
         let Some(peer) = self.peers.get_mut(&address) else { return };
         for nlri in paths {
             peer.stale.remove(&nlri);
-            if peer.remove(&nlri) {
-                self.rib.withdraw(nlri.prefix, Some(address), nlri.id);
+            if let Some(withdrawn) = self.rib.withdraw(&nlri, Some(address)) {
+                peer.adj_in.remove(&nlri, &withdrawn);
             }
         }
         if peer.stale.is_empty() {
