@@ -344,10 +344,11 @@ fn what_is_too_much_for_one_flush_reaches_all_and_end_of_rib_comes_behind_it() {
     let told = rig.establish_and_read("10.0.0.1", &open(ASN, "10.0.0.1"));
     let teller = rig.establish_and_read("10.0.0.2", &open(ASN, "10.0.0.2"));
     let prefix = |n: u32| Nlri::from(IpNet::from(IpAddr::from((0x0a00_0000 + n).to_be_bytes())));
-    let all: BTreeSet<Nlri> = (0..120_000).map(prefix).collect();
+    let all: BTreeSet<Nlri> = (0..40_000).map(prefix).collect();
     let list: Vec<Nlri> = all.iter().copied().collect();
-    rig.announce(teller, &attributes("10.0.0.2"), &list);
-    // Comes when all of it is pending.
+    // Right after a flush nothing more goes out: the late one comes when all the rest is pending.
+    rig.announce(teller, &attributes("10.0.0.2"), &list[..1]);
+    rig.announce(teller, &attributes("10.0.0.2"), &list[1..]);
     let late = rig.establish("10.0.0.3", &open(ASN, "10.0.0.3"));
     rig.pass(Duration::from_secs(1));
     for (conn, joins) in [(told, false), (late, true)] {
