@@ -1,20 +1,20 @@
 //! Which address, interface and MTU this node has on the underlay, followed as they change.
 //!
-//! The choice, first that applies: the addresses of the configuration (`node.addresses`), the addresses of the
-//! configured interface (`node.interface`), the addresses of the interface of the default route (IPv4's before
-//! IPv6's). Owner of [`LocalFacts`].
+//! The choice is the configuration's ([`NodeAddresses`]): given addresses, those of an environment variable (what a DaemonSet
+//! knows of its node), of an interface by name or by pattern, those from which the kernel would send to somebody, or
+//! else those of the interface of the default route (IPv4's before IPv6's). Owner of [`LocalFacts`].
 //!
 //! Facts that were found once stay in force while nothing better is found: a link that flaps, or a network
 //! daemon that restarts, must not make the whole cluster forget this node. The problem is reported meanwhile.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::time::Duration;
 
 use podway_kern::KernelError;
 use podway_kern::facts::{self, Facts};
 use podway_kern::monitor::{Change, Monitor, Notice};
 use podway_kern::rtnl::Link;
-use podway_model::config::NodeSection;
+use podway_model::config::{NamePattern, NodeAddresses, NodeSection};
 use podway_model::ids::Mtu;
 use podway_model::names::POD_GROUP;
 use tokio::sync::watch;
@@ -26,6 +26,26 @@ use crate::view::LocalFacts;
 const SETTLE: Duration = Duration::from_millis(50);
 /// A look without a reason, in case the kernel's word was missed.
 const SLOW_LOOK: Duration = Duration::from_secs(60);
+/// How interfaces begin that container engines and other networks make: a pattern does not mean them.
+const OF_OTHERS: [&str; 17] = [
+    "docker",
+    "br-",
+    "cbr",
+    "cni",
+    "podman",
+    "virbr",
+    "lxcbr",
+    "lxdbr",
+    "dummy",
+    "veth",
+    "cali",
+    "tunl",
+    "flannel",
+    "vxlan.calico",
+    "wireguard.cali",
+    "kube-",
+    "nodelocaldns",
+];
 /// Prefix of the names of our own devices.
 const OUR_DEVICES: &str = "podway.";
 
@@ -69,7 +89,7 @@ async fn look(
     status: &watch::Sender<UnderlayStatus>,
 ) {
     let chosen = match facts::read().await {
-        Ok(found) => choose(config, &found),
+        Ok(found) => choose(config, &found, &Asked::of(config)),
         Err(e) => Err(vec![e.to_string()]),
     };
     let problems = match chosen {
@@ -121,17 +141,59 @@ fn is_ours(link: &Link) -> bool {
     link.group == POD_GROUP || link.name.starts_with(OUR_DEVICES)
 }
 
+/// What a choice needs besides the interfaces and their addresses.
+#[derive(Debug, Default)]
+struct Asked {
+    /// The environment variable that the configuration names.
+    environment: Option<String>,
+    /// The addresses from which the kernel would send to those that are to be reached; none: it would not.
+    sources: Vec<Option<IpAddr>>,
+}
+
+impl Asked {
+    fn of(config: &NodeSection) -> Self {
+        match &config.addresses {
+            NodeAddresses::Environment(name) => {
+                Self { environment: std::env::var(name).ok(), ..Self::default() }
+            }
+            NodeAddresses::CanReach(all) => {
+                Self { sources: all.iter().map(|to| source_towards(*to)).collect(), ..Self::default() }
+            }
+            _ => Self::default(),
+        }
+    }
+}
+
+/// The address from which the kernel would send. Connecting a datagram socket looks a route up and sends nothing.
+fn source_towards(to: IpAddr) -> Option<IpAddr> {
+    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0)).ok()?;
+    // Discard (RFC 863): no port is as good as any other, but 0 is refused.
+    socket.connect((to, 9)).ok()?;
+    socket.local_addr().ok().map(|local| local.ip()).filter(|ip| !ip.is_unspecified())
+}
+
 /// The choice, with what is doubtful about it; or why there is none.
-fn choose(config: &NodeSection, found: &Facts) -> Result<(LocalFacts, Vec<String>), Vec<String>> {
-    let (v4, v6, link) = if !config.addresses.is_empty() {
-        by_address(&config.addresses, found)?
-    } else if let Some(name) = &config.interface {
-        let link = found.links.iter().find(|link| link.name == name.as_str()).ok_or_else(|| {
-            vec![format!("node.interface: {name} found, the name of an interface expected: {}", names(found))]
-        })?;
-        by_interface(link, found)?
-    } else {
-        by_default_route(found)?
+fn choose(
+    config: &NodeSection,
+    found: &Facts,
+    asked: &Asked,
+) -> Result<(LocalFacts, Vec<String>), Vec<String>> {
+    let (v4, v6, link) = match &config.addresses {
+        NodeAddresses::These(these) => by_address("node.addresses", these, found)?,
+        NodeAddresses::Environment(name) => by_environment(name, asked.environment.as_deref(), found)?,
+        NodeAddresses::Interface(name) => {
+            let link = found.links.iter().find(|link| link.name == name.as_str()).ok_or_else(|| {
+                vec![format!(
+                    "node.interface: {name} found, the name of an interface expected: {}",
+                    names(found)
+                )]
+            })?;
+            by_interface(link, found)?
+        }
+        NodeAddresses::Pattern(pattern) => by_pattern(pattern, found)?,
+        NodeAddresses::CanReach(all) => by_reach(all, &asked.sources, found)?,
+        NodeAddresses::DefaultRoute => by_default_route(found)?,
     };
     if !link.up {
         return Err(vec![format!("interface {} is down", link.name)]);
@@ -165,14 +227,14 @@ fn choose(config: &NodeSection, found: &Facts) -> Result<(LocalFacts, Vec<String
 
 type Choice<'a> = (Option<IpAddr>, Option<IpAddr>, &'a Link);
 
-fn by_address<'a>(wanted: &[IpAddr], found: &'a Facts) -> Result<Choice<'a>, Vec<String>> {
+fn by_address<'a>(key: &str, wanted: &[IpAddr], found: &'a Facts) -> Result<Choice<'a>, Vec<String>> {
     let mut problems = Vec::new();
     let mut links = Vec::new();
     for address in wanted {
         match found.interface_of(*address).and_then(|index| found.link(index)) {
             Some(link) => links.push(link),
             None => problems.push(format!(
-                "node.addresses: {address} found, an address of this node expected: {}",
+                "{key}: {address} found, an address of this node expected: {}",
                 addresses(found)
             )),
         }
@@ -184,6 +246,73 @@ fn by_address<'a>(wanted: &[IpAddr], found: &'a Facts) -> Result<Choice<'a>, Vec
         }
         _ => Err(problems),
     }
+}
+
+/// Addresses that somebody else knows: of each family the first counts, as Kubernetes does.
+fn by_environment<'a>(name: &str, value: Option<&str>, found: &'a Facts) -> Result<Choice<'a>, Vec<String>> {
+    let key = format!("node.addressesFromEnvironment: {name}");
+    let value = value.unwrap_or_default();
+    let mut chosen: Vec<IpAddr> = Vec::new();
+    for word in value.split(',').map(str::trim).filter(|word| !word.is_empty()) {
+        let address: IpAddr = word
+            .parse()
+            .map_err(|_| vec![format!("{key}: {word:?} found, addresses separated by commas expected")])?;
+        if !chosen.iter().any(|other| other.is_ipv4() == address.is_ipv4()) {
+            chosen.push(address);
+        }
+    }
+    if chosen.is_empty() {
+        return Err(vec![format!("{key}: nothing found, addresses separated by commas expected")]);
+    }
+    by_address(&key, &chosen, found)
+}
+
+/// The first interface whose name matches and that can be the underlay.
+fn by_pattern<'a>(pattern: &NamePattern, found: &'a Facts) -> Result<Choice<'a>, Vec<String>> {
+    let mut passed_over = Vec::new();
+    for link in found.links.iter().filter(|link| !link.loopback && !is_ours(link)) {
+        let why = if !pattern.matches(&link.name) {
+            "its name does not match"
+        } else if OF_OTHERS.iter().any(|beginning| link.name.starts_with(beginning)) {
+            "it is a container engine's or another network's (name it in node.interface if it is the one)"
+        } else if !link.up {
+            "it is down"
+        } else {
+            match by_interface(link, found) {
+                Ok(choice) => return Ok(choice),
+                Err(_) => "it has no usable address",
+            }
+        };
+        passed_over.push(format!("{}: {why}", link.name));
+    }
+    let passed_over =
+        if passed_over.is_empty() { "there are none".to_owned() } else { passed_over.join("; ") };
+    Err(vec![format!(
+        "node.interfacePattern: {pattern} found, the name of an interface expected: {passed_over}"
+    )])
+}
+
+/// The addresses from which others are reached; for a family without one to reach, that of the same interface.
+fn by_reach<'a>(
+    wanted: &[IpAddr],
+    sources: &[Option<IpAddr>],
+    found: &'a Facts,
+) -> Result<Choice<'a>, Vec<String>> {
+    let no_way: Vec<String> = wanted
+        .iter()
+        .zip(sources)
+        .filter(|(_, source)| source.is_none())
+        .map(|(to, _)| {
+            format!("node.canReach: {to} found, an address to which this node has a route expected")
+        })
+        .collect();
+    if !no_way.is_empty() {
+        return Err(no_way);
+    }
+    let sources: Vec<IpAddr> = sources.iter().flatten().copied().collect();
+    let (v4, v6, link) = by_address("node.canReach", &sources, found)?;
+    let beside = |v6| address_on(link.index, v6, found);
+    Ok((v4.or_else(|| beside(false)), v6.or_else(|| beside(true)), link))
 }
 
 fn by_interface<'a>(link: &'a Link, found: &Facts) -> Result<Choice<'a>, Vec<String>> {
@@ -279,11 +408,19 @@ mod tests {
     }
 
     fn config(addresses: &[&str], interface: Option<&str>) -> NodeSection {
-        NodeSection {
-            addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
-            interface: interface.map(|i| i.parse().unwrap()),
-            ..NodeSection::default()
-        }
+        section(match interface {
+            Some(interface) => NodeAddresses::Interface(interface.parse().unwrap()),
+            None if addresses.is_empty() => NodeAddresses::DefaultRoute,
+            None => NodeAddresses::These(addresses.iter().map(|a| a.parse().unwrap()).collect()),
+        })
+    }
+
+    fn section(addresses: NodeAddresses) -> NodeSection {
+        NodeSection { addresses, ..NodeSection::default() }
+    }
+
+    fn choose(config: &NodeSection, found: &Facts) -> Result<(LocalFacts, Vec<String>), Vec<String>> {
+        super::choose(config, found, &Asked::default())
     }
 
     #[test]
@@ -301,7 +438,7 @@ mod tests {
     fn configuration_comes_before_the_default_route() {
         let (facts, _) = choose(&config(&[], Some("eth1")), &node()).unwrap();
         assert_eq!((facts.address_v4, facts.address_v6), (Some("198.51.100.1".parse().unwrap()), None));
-        let (facts, _) = choose(&config(&["198.51.100.1", "fd00:2::1"], Some("eth0")), &node()).unwrap();
+        let (facts, _) = choose(&config(&["198.51.100.1", "fd00:2::1"], None), &node()).unwrap();
         assert_eq!(facts.address_v4, Some("198.51.100.1".parse().unwrap()));
         assert_eq!(facts.address_v6, Some("fd00:2::1".parse().unwrap()));
         assert_eq!(facts.interface.as_str(), "eth1");
@@ -328,6 +465,74 @@ mod tests {
         let mut bare = node();
         bare.addresses.retain(|info| info.index != 3);
         assert!(why(config(&[], Some("eth1")), bare).starts_with("interface eth1 has no usable address"));
+    }
+
+    #[test]
+    fn a_pattern_picks_the_first_interface_that_can_be_it_and_says_why_not_the_others() {
+        let pattern = |text: &str| section(NodeAddresses::Pattern(text.parse().unwrap()));
+        let chosen = |text: &str| choose(&pattern(text), &node()).unwrap().0.interface.to_string();
+        assert_eq!(["eth", "^eth1$", "1$", "."].map(chosen), ["eth0", "eth1", "eth1", "eth0"]);
+        let mut facts = node();
+        facts.links[1].up = false;
+        facts.addresses.retain(|info| info.index != 3);
+        facts.links.extend([link(6, "docker0", true), link(7, "ens5", true)]);
+        facts.addresses.push(address(6, "172.17.0.1/16"));
+        facts.addresses.push(address(7, "203.0.113.1/24"));
+        assert_eq!(
+            choose(&pattern("^(eth|docker)"), &facts).unwrap_err().join("\n"),
+            "node.interfacePattern: ^(eth|docker) found, the name of an interface expected: eth0: it is down; eth1: it has \
+             no usable address; docker0: it is a container engine's or another network's (name it in node.interface if \
+             it is the one); ens5: its name does not match"
+        );
+        assert_eq!(choose(&pattern("^e"), &facts).unwrap().0.interface.as_str(), "ens5");
+    }
+
+    #[test]
+    fn the_way_to_somebody_tells_and_a_family_without_one_is_taken_from_beside_it() {
+        let reach = |all: &[&str], sources: &[Option<&str>]| {
+            let config = section(NodeAddresses::CanReach(all.iter().map(|a| a.parse().unwrap()).collect()));
+            let sources = sources.iter().map(|s| s.map(|s| s.parse().unwrap())).collect();
+            super::choose(&config, &node(), &Asked { sources, ..Asked::default() })
+        };
+        let (facts, _) = reach(&["198.51.100.99"], &[Some("198.51.100.1")]).unwrap();
+        assert_eq!((facts.interface.as_str(), facts.address_v6), ("eth1", None));
+        let (facts, _) = reach(&["8.8.8.8"], &[Some("192.0.2.1")]).unwrap();
+        assert_eq!(facts.address_v6, Some("fd00:2::1".parse().unwrap()));
+        let (facts, _) =
+            reach(&["198.51.100.99", "fd00:9::9"], &[Some("198.51.100.1"), Some("fd00:2::1")]).unwrap();
+        assert_eq!(facts.address_v4, Some("198.51.100.1".parse().unwrap()));
+        assert_eq!(facts.address_v6, Some("fd00:2::1".parse().unwrap()));
+        assert_eq!(
+            reach(&["203.0.113.9"], &[None]).unwrap_err(),
+            ["node.canReach: 203.0.113.9 found, an address to which this node has a route expected"]
+        );
+        // The kernel of a namespace of its own has no way to anybody.
+        let found = podway_kern::ns::in_new_netns(|| source_towards("192.0.2.9".parse().unwrap()));
+        assert!(found.is_err() || found.unwrap().is_none());
+    }
+
+    #[test]
+    fn what_the_environment_says_of_the_node_is_taken_if_it_is_so() {
+        let environment = |value: Option<&str>| {
+            let config = section(NodeAddresses::Environment("NODE_IPS".to_owned()));
+            let asked = Asked { environment: value.map(str::to_owned), ..Asked::default() };
+            super::choose(&config, &node(), &asked).map(|(facts, _)| (facts.address_v4, facts.address_v6))
+        };
+        let (v4, v6) = (Some("192.0.2.1".parse().unwrap()), Some("fd00:2::1".parse().unwrap()));
+        assert_eq!(environment(Some("192.0.2.1")), Ok((v4, None)));
+        assert_eq!(environment(Some("fd00:2::1, 192.0.2.1,198.51.100.1")), Ok((v4, v6)));
+        for (value, part) in [
+            (None, "NODE_IPS: nothing found"),
+            (Some(" , "), "NODE_IPS: nothing found"),
+            (Some("192.0.2.1,x"), "NODE_IPS: \"x\" found, addresses separated by commas expected"),
+            (
+                Some("203.0.113.7"),
+                "NODE_IPS: 203.0.113.7 found, an address of this node expected: it has 192.0.2.1",
+            ),
+        ] {
+            let why = environment(value).unwrap_err().join("\n");
+            assert!(why.contains(part), "{value:?}: {why}");
+        }
     }
 
     #[test]

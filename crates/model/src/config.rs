@@ -4,8 +4,10 @@
 //! [`crate::document::parse_config`]: unknown keys are refused, all mistakes are reported at once.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use crate::ids::{Asn, IfName, NodeName};
 
@@ -29,16 +31,64 @@ pub struct NodeConfig {
 pub struct NodeSection {
     /// `name:`; none: the host name.
     pub name: Option<NodeName>,
-    /// `addresses:` underlay addresses, at most one per family; empty: the addresses of `interface`, or of the
-    /// interface with the default route.
-    pub addresses: Vec<IpAddr>,
-    /// `interface:` whose addresses to use.
-    pub interface: Option<IfName>,
+    /// By which addresses other nodes reach this one.
+    pub addresses: NodeAddresses,
     /// `labels:` for pool and peer selectors.
     pub labels: BTreeMap<String, String>,
     /// `asn:` where it is not the cluster's.
     pub asn: Option<Asn>,
 }
+
+/// How a node finds the addresses by which others reach it: at most one of these keys of `node:`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum NodeAddresses {
+    /// The addresses of the interface with the default route.
+    #[default]
+    DefaultRoute,
+    /// `addresses:` these, at most one per family.
+    These(Vec<IpAddr>),
+    /// `addressesFromEnvironment:` those that an environment variable lists, separated by commas.
+    Environment(String),
+    /// `interface:` those of this interface.
+    Interface(IfName),
+    /// `interfacePattern:` those of the first interface whose name matches.
+    Pattern(NamePattern),
+    /// `canReach:` those from which the kernel would send to these, at most one per family.
+    CanReach(Vec<IpAddr>),
+}
+
+/// A regular expression for names. It may match a part of a name, as flannel's and Calico's do.
+#[derive(Debug, Clone)]
+pub struct NamePattern(regex_lite::Regex);
+
+impl NamePattern {
+    /// Whether a name matches.
+    pub fn matches(&self, name: &str) -> bool {
+        self.0.is_match(name)
+    }
+}
+
+impl FromStr for NamePattern {
+    type Err = regex_lite::Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self)
+    }
+}
+
+impl fmt::Display for NamePattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.as_str())
+    }
+}
+
+impl PartialEq for NamePattern {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.as_str() == other.0.as_str()
+    }
+}
+
+impl Eq for NamePattern {}
 
 /// `store:` exactly one of `etcd:` and `file:`.
 #[derive(Debug, Clone, PartialEq, Eq)]

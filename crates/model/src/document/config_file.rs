@@ -9,7 +9,8 @@ use super::labels;
 use super::node::parse_text;
 use super::reader::{Field, Map, Notes};
 use crate::config::{
-    DaemonSection, EtcdConfig, FileConfig, LogConfig, LogFormat, NodeConfig, NodeSection, StoreConfig,
+    DaemonSection, EtcdConfig, FileConfig, LogConfig, LogFormat, NamePattern, NodeAddresses, NodeConfig,
+    NodeSection, StoreConfig,
 };
 use crate::mistakes::Mistakes;
 
@@ -55,21 +56,50 @@ fn read(field: &Field<'_>) -> Option<NodeConfig> {
     Some(NodeConfig { node: node?, store: store?, log: log?, routed: routed?, policy_agent: policy_agent? })
 }
 
+fn node_addresses(field: &Field<'_>, map: &Map<'_>) -> Option<NodeAddresses> {
+    let these = map.maybe("addresses", addresses);
+    let environment = map.maybe("addressesFromEnvironment", |f| {
+        let expected = "the name of an environment variable (letters, digits, '_')";
+        let text = f.text(expected)?;
+        let is_name = !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        if !is_name {
+            f.wrong(expected);
+        }
+        is_name.then(|| text.to_owned())
+    });
+    let interface = map.maybe("interface", |f| f.parse("an interface name (at most 15 characters)"));
+    let pattern = map.maybe("interfacePattern", |f| {
+        let expected = "a regular expression for names of interfaces";
+        let parsed = f.text(expected)?.parse::<NamePattern>();
+        parsed.map_err(|error| f.wrong(format!("{expected} ({error})"))).ok()
+    });
+    let reach = map.maybe("canReach", addresses);
+    let ways = [
+        ("addresses", these?.filter(|these| !these.is_empty()).map(NodeAddresses::These)),
+        ("addressesFromEnvironment", environment?.map(NodeAddresses::Environment)),
+        ("interface", interface?.map(NodeAddresses::Interface)),
+        ("interfacePattern", pattern?.map(NodeAddresses::Pattern)),
+        ("canReach", reach?.filter(|these| !these.is_empty()).map(NodeAddresses::CanReach)),
+    ];
+    let keys = ways.each_ref().map(|(key, _)| *key).join(", ");
+    let given: Vec<(&str, NodeAddresses)> =
+        ways.into_iter().filter_map(|(key, way)| Some((key, way?))).collect();
+    if given.len() > 1 {
+        let given: Vec<&str> = given.iter().map(|(key, _)| *key).collect();
+        field.note(given.join(" and "), format!("at most one of {keys}"));
+        return None;
+    }
+    Some(given.into_iter().next().map(|(_, way)| way).unwrap_or_default())
+}
+
 fn node_section(field: &Field<'_>) -> Option<NodeSection> {
     let map = field.map("a mapping")?;
     let name = map.maybe("name", |f| f.parse("a node name (lower-case letters, digits, '-' and '.')"));
-    let addresses = map.or("addresses", vec![], addresses);
-    let interface = map.maybe("interface", |f| f.parse("an interface name (at most 15 characters)"));
+    let addresses = node_addresses(field, &map);
     let labels = map.or("labels", BTreeMap::new(), labels::read);
     let asn = map.maybe("asn", asn);
     map.refuse_unknown();
-    Some(NodeSection {
-        name: name?,
-        addresses: addresses?,
-        interface: interface?,
-        labels: labels?,
-        asn: asn?,
-    })
+    Some(NodeSection { name: name?, addresses: addresses?, labels: labels?, asn: asn? })
 }
 
 fn addresses(field: &Field<'_>) -> Option<Vec<IpAddr>> {

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::cluster::{Backend, Topology};
-use crate::config::{LogFormat, NodeConfig, StoreConfig};
+use crate::config::{LogFormat, NodeAddresses, NodeConfig, StoreConfig};
 use crate::k8s::{PolicyType, PortRef};
 
 /// Everything that stands in one text, without mistakes.
@@ -398,7 +398,7 @@ fn an_empty_node_file_is_the_default_and_a_full_one_is_read() {
     assert_eq!(parse_config("f", "").unwrap(), NodeConfig::default());
     let config = parse_config(
         "f",
-        "node: {name: n1, addresses: [10.0.0.1, 'fd00::1'], interface: eth0, labels: {zone: a}, asn: 65001}\n\
+        "node: {name: n1, addresses: [10.0.0.1, 'fd00::1'], labels: {zone: a}, asn: 65001}\n\
          store:\n  etcd: {endpoints: ['https://10.0.0.9:2379'], prefix: /x/, caFile: /ca, certFile: /c, keyFile: /k,\n\
          \x20   username: u, passwordFile: /p, leaseSeconds: 10}\n\
          log: {level: debug, format: json}\n\
@@ -407,8 +407,43 @@ fn an_empty_node_file_is_the_default_and_a_full_one_is_read() {
     .unwrap_or_else(|mistakes| panic!("{mistakes}"));
     let StoreConfig::Etcd(etcd) = &config.store else { panic!("{config:?}") };
     assert_eq!((etcd.prefix.as_str(), etcd.lease_seconds), ("/x/", 10));
-    assert_eq!((config.node.addresses.len(), config.log.format), (2, LogFormat::Json));
+    let NodeAddresses::These(addresses) = &config.node.addresses else { panic!("{config:?}") };
+    assert_eq!((addresses.len(), config.log.format), (2, LogFormat::Json));
     assert_eq!(config.policy_agent.health_listen.map(|listen| listen.port()), Some(9122));
+}
+
+#[test]
+fn a_nodes_addresses_are_found_in_one_way() {
+    let node = |text: &str| parse_config("f", &format!("node: {{{text}}}\n"));
+    let found = |text: &str| node(text).unwrap_or_else(|mistakes| panic!("{mistakes}")).node.addresses;
+    let address = |text: &str| text.parse::<std::net::IpAddr>().unwrap();
+    assert_eq!(found("addresses: []"), NodeAddresses::DefaultRoute);
+    assert_eq!(found("interface: eth0"), NodeAddresses::Interface("eth0".parse().unwrap()));
+    assert_eq!(found("interfacePattern: '^(eth|ens)[0-9]+$'"), {
+        NodeAddresses::Pattern("^(eth|ens)[0-9]+$".parse().unwrap())
+    });
+    let reach = vec![address("10.0.0.1"), address("fd00::1")];
+    assert_eq!(found("canReach: [10.0.0.1, 'fd00::1']"), NodeAddresses::CanReach(reach));
+    assert_eq!(
+        found("addressesFromEnvironment: NODE_IPS"),
+        NodeAddresses::Environment("NODE_IPS".to_owned())
+    );
+    for (text, part) in [
+        (
+            "interface: eth0, canReach: [10.0.0.1]",
+            "node: interface and canReach found, at most one of addresses, ",
+        ),
+        (
+            "interfacePattern: '('",
+            "node.interfacePattern: ( found, a regular expression for names of interfaces (",
+        ),
+        ("canReach: [10.0.0.1, 10.0.0.2]", "node.canReach: 2 addresses found"),
+        ("canReach: [127.0.0.1]", "node.canReach[0]: 127.0.0.1 found"),
+        ("addressesFromEnvironment: 'A B'", "node.addressesFromEnvironment: A B found, the name of"),
+    ] {
+        let mistakes = node(text).unwrap_err().to_string().replace('"', "");
+        assert!(mistakes.contains(part), "{text}: {mistakes}");
+    }
 }
 
 #[test]
