@@ -74,6 +74,13 @@ static void number(struct nlmsghdr *header, uint16_t type, uint32_t value)
     attribute(header, type, &value, sizeof value);
 }
 
+/* Without them the kernel makes one for each processor, and waits for RCU when it turns the others off. */
+static void queues(struct nlmsghdr *header)
+{
+    number(header, IFLA_NUM_TX_QUEUES, 1);
+    number(header, IFLA_NUM_RX_QUEUES, 1);
+}
+
 static void end(struct nlmsghdr *header, struct rtattr *nest)
 {
     nest->rta_len = (char *)header + header->nlmsg_len - (char *)nest;
@@ -156,6 +163,7 @@ static int add(const char *name, const char *netns, const char *text)
     attribute(header, IFLA_ADDRESS, host_mac, 6);
     number(header, IFLA_MTU, MTU);
     number(header, IFLA_GROUP, GROUP);
+    queues(header);
     struct rtattr *info = attribute(header, IFLA_LINKINFO, NULL, 0);
     attribute(header, IFLA_INFO_KIND, "veth", 4);
     struct rtattr *data = attribute(header, IFLA_INFO_DATA, NULL, 0);
@@ -163,6 +171,7 @@ static int add(const char *name, const char *netns, const char *text)
     attribute(header, IFLA_IFNAME, "eth0", 5);
     attribute(header, IFLA_ADDRESS, pod_mac, 6);
     number(header, IFLA_MTU, MTU);
+    queues(header);
     number(header, IFLA_NET_NS_FD, pod);
     end(header, peer);
     end(header, data);

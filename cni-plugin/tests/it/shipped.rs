@@ -1,7 +1,9 @@
 //! What we ship: the network configuration declares what the plugin serves, and the page of keys is what the parser knows.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 
+use cni_plugin::Answer;
 use cni_plugin::conf::{CAPABILITIES, Network, OWN_KEYS};
 use cni_plugin::error::Code;
 use cni_plugin::ipam;
@@ -60,6 +62,87 @@ fn the_page_of_keys_is_what_the_parser_knows() {
                 || README.contains(&format!("runtimeConfig.{capability}`")),
             "{capability}"
         );
+    }
+}
+
+/// The rows of the page's table of keys under other plugins' names: plugin, keys, what is said about errors.
+fn keys_of_other_names() -> Vec<(&'static str, Vec<&'static str>, &'static str)> {
+    let (_, rest) = README.split_once("\n## Keys under other plugins' names\n").unwrap();
+    let (section, _) = rest.split_once("\n## ").unwrap();
+    let rows = section.lines().filter(|line| line.starts_with("| `"));
+    rows.map(|row| {
+        let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
+        assert_eq!(cells.len(), 5, "{row}");
+        (cells[0].trim_matches('`'), cells[1].split('`').skip(1).step_by(2).collect(), cells[4])
+    })
+    .collect()
+}
+
+/// A configuration that would do, but for one value: a number where none can stand.
+fn spoilt(plugin: &str, key: &str) -> Value {
+    let mut conf = json!({"cniVersion": "1.1.0", "name": "n", "type": plugin, "prevResult": {}});
+    match plugin {
+        "host-local" => {
+            // Where nothing can be written, should a value be overlooked.
+            conf["ipam"] = json!({"type": plugin, "subnet": "10.1.0.0/24", "dataDir": "/proc/nowhere"});
+        }
+        "ptp" => conf["ipam"] = json!({"type": "host-local"}),
+        _ => {}
+    }
+    let words = key.split('.');
+    let place = words.fold(&mut conf, |place, word| &mut place[word]);
+    *place = json!(7.5);
+    conf
+}
+
+#[test]
+fn keys_under_other_plugins_names_are_refused_as_the_page_says() {
+    let mut seen: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for (plugin, keys, errors) in keys_of_other_names() {
+        seen.entry(plugin).or_default().extend(&keys);
+        let Some((code, _)) = errors.split_once(':').filter(|(code, _)| *code != "none") else { continue };
+        for key in keys {
+            let environment = |name: &str| {
+                let value = match name {
+                    "CNI_COMMAND" => "ADD",
+                    "CNI_CONTAINERID" => "c1",
+                    "CNI_NETNS" => "/run/netns/nowhere",
+                    "CNI_IFNAME" => "eth0",
+                    "CNI_PATH" => "/nowhere",
+                    _ => return None,
+                };
+                Some(OsString::from(value))
+            };
+            let input = spoilt(plugin, key).to_string();
+            let Answer::Failed(error) = cni_plugin::run_as(plugin.as_ref(), environment, input.as_bytes())
+            else {
+                panic!("{plugin}: {key} is overlooked")
+            };
+            assert_eq!(error["code"].to_string(), code, "{plugin}: {key}: {error}");
+            let last = key.rsplit('.').next().unwrap();
+            assert!(error["msg"].as_str().unwrap().contains(last), "{plugin}: {key}: {error}");
+        }
+    }
+    let names: Vec<&str> = seen.keys().copied().collect();
+    assert_eq!(names, podway_model::names::OTHER_PLUGINS);
+    // Upstream's keys of this version, so that none is forgotten on the page.
+    let known = [
+        ("bandwidth", "ingressRate ingressBurst egressRate egressBurst runtimeConfig.bandwidth"),
+        (
+            "host-local",
+            "ipam.ranges ipam.subnet ipam.rangeStart ipam.rangeEnd ipam.gateway ipam.routes ipam.dataDir \
+             ipam.resolvConf runtimeConfig.ipRanges runtimeConfig.ips args.cni.ips",
+        ),
+        ("loopback", ""),
+        (
+            "portmap",
+            "backend snat masqAll conditionsV4 conditionsV6 externalSetMarkChain markMasqBit \
+             runtimeConfig.portMappings",
+        ),
+        ("ptp", "ipMasq ipMasqBackend mtu dns ipam.type"),
+    ];
+    for (plugin, keys) in known {
+        assert_eq!(seen[plugin], keys.split(' ').filter(|key| !key.is_empty()).collect(), "{plugin}");
     }
 }
 

@@ -88,6 +88,8 @@ fn veth_is_born_in_the_other_namespace_under_its_final_name() {
         assert_eq!((link.group, link.mtu, link.kind.as_deref()), (112, 1400, Some("veth")));
         assert_eq!(link.mac, Some(MacAddr([2, 0x70, 0x77, 0, 0, 1])));
         assert!(link.up && link.lower_up);
+        // Not one for each processor: turning them off again would hold up everybody's changes to links.
+        assert_eq!((link.tx_queues, inside.link("eth0").unwrap().unwrap().tx_queues), (1, 1));
         // The operational state follows the carrier in its own time.
         let steady = |link: &Link| Link { operational: true, ..link.clone() };
         let of_group: Vec<Link> = rtnl.links_in_group(112).unwrap().iter().map(steady).collect();

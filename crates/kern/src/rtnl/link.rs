@@ -204,8 +204,10 @@ fn veth_end(end: &VethEnd) -> LinkMessage {
     if end.group != 0 {
         attributes.push(LinkAttribute::Group(end.group));
     }
-    attributes.extend(end.queues.map(LinkAttribute::NumTxQueues));
-    attributes.extend(end.queues.map(LinkAttribute::NumRxQueues));
+    // Never left to the kernel (veth_init_queues): it would make one for each processor, then turn off all but the first, and
+    // wait for a grace period of RCU (20 ms on a busy machine) with the lock held that every change to a link needs.
+    let queues = end.queues.unwrap_or(1);
+    attributes.extend([LinkAttribute::NumTxQueues(queues), LinkAttribute::NumRxQueues(queues)]);
     message
 }
 

@@ -57,6 +57,18 @@ fn folder(network: &Network) -> PathBuf {
     Path::new(own.filter(|dir| !dir.is_empty()).unwrap_or(DEFAULT_DIR)).join(network.name.as_str())
 }
 
+/// A list that may be missing.
+fn list<'a>(value: Option<&'a Value>, field: &str, mistakes: &mut Mistakes) -> &'a [Value] {
+    match value {
+        None | Some(Value::Null) => &[],
+        Some(Value::Array(list)) => list,
+        Some(other) => {
+            mistakes.add(SOURCE, field, other, "a list");
+            &[]
+        }
+    }
+}
+
 fn read(network: &Network, from_args: &[IpAddr]) -> Result<Conf, CniError> {
     let ipam = ipam(network)?;
     let mut mistakes = Mistakes::default();
@@ -77,8 +89,8 @@ fn read(network: &Network, from_args: &[IpAddr]) -> Result<Conf, CniError> {
     ranges::refuse_overlaps(&sets, &mut mistakes);
     let mut asked = from_args.to_vec();
     let of_args = network.key("args").and_then(|args| args.get("cni")).and_then(|cni| cni.get("ips"));
-    for (field, list) in [("args.cni.ips", of_args), ("runtimeConfig.ips", network.runtime("ips"))] {
-        for (i, item) in list.and_then(Value::as_array).into_iter().flatten().enumerate() {
+    for (field, ips) in [("args.cni.ips", of_args), ("runtimeConfig.ips", network.runtime("ips"))] {
+        for (i, item) in list(ips, field, &mut mistakes).iter().enumerate() {
             match parse_address(item) {
                 Some(ip) if asked.contains(&ip) => {}
                 Some(ip) => asked.push(ip),
@@ -89,15 +101,25 @@ fn read(network: &Network, from_args: &[IpAddr]) -> Result<Conf, CniError> {
         }
     }
     let mut routes = Vec::new();
-    for (i, route) in ipam.get("routes").and_then(Value::as_array).into_iter().flatten().enumerate() {
+    for (i, route) in list(ipam.get("routes"), "ipam.routes", &mut mistakes).iter().enumerate() {
         let dst = route.get("dst").and_then(Value::as_str).and_then(|dst| dst.parse::<ipnet::IpNet>().ok());
         if dst.is_none() {
             mistakes.add(SOURCE, format!("ipam.routes[{i}].dst"), route, "a prefix");
         }
         routes.push(route.clone());
     }
-    let resolv_conf = ipam.get("resolvConf").and_then(Value::as_str).filter(|path| !path.is_empty());
-    let conf = Conf { sets, asked, routes, resolv_conf: resolv_conf.map(PathBuf::from) };
+    let mut path = |key: &str| match ipam.get(key) {
+        None | Some(Value::Null) => None,
+        Some(Value::String(path)) => Some(path).filter(|path| !path.is_empty()),
+        Some(other) => {
+            mistakes.add(SOURCE, format!("ipam.{key}"), other, "a path");
+            None
+        }
+    };
+    // `folder` reads it: DEL takes what it can get, the other verbs refuse what is no path.
+    let _ = path("dataDir");
+    let resolv_conf = path("resolvConf").map(PathBuf::from);
+    let conf = Conf { sets, asked, routes, resolv_conf };
     if mistakes.is_empty() { Ok(conf) } else { Err(CniError::config(&mistakes)) }
 }
 
