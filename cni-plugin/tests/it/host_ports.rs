@@ -1,11 +1,14 @@
 //! Host ports with real packets: from everywhere, for as long as the pod lives, and not a packet longer.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
+use podway_kern::ns::NetNs;
 use podway_testkit::probe::Kind;
 use podway_testkit::wait::wait_until_ok;
 use serde_json::{Value, json};
+use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::node::{Node, Pod, answer, closed, on_a_node};
 
@@ -139,6 +142,73 @@ fn the_table_of_host_ports_lists_as_it_is_written() {
         let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         assert_eq!(words(&listed), words(&text), "{listed}\n{text}");
         assert!(listed.contains("sctp . 1 : "), "{listed}");
+    });
+}
+
+/// A listening SCTP socket in a namespace, bound to one address: an association of several addresses does not go through
+/// a translation. It answers each association with the address that it sees.
+fn sctp_server(net: &NetNs, at: SocketAddr) -> std::io::Result<()> {
+    let socket = net.run(|| sctp_socket(at)).unwrap()?;
+    socket.listen(8)?;
+    std::thread::spawn(move || {
+        while let Ok((stream, from)) = socket.accept() {
+            let _ = (&stream).write_all(from.as_socket().unwrap().ip().to_string().as_bytes());
+        }
+    });
+    Ok(())
+}
+
+fn sctp_socket(at: SocketAddr) -> std::io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(at), Type::STREAM, Some(Protocol::SCTP))?;
+    socket.bind(&at.into())?;
+    Ok(socket)
+}
+
+/// The address that the server saw; none: nobody answers.
+fn sctp_answer(from: &NetNs, own: IpAddr, to: SocketAddr) -> Option<IpAddr> {
+    let ask = || -> std::io::Result<String> {
+        let socket = sctp_socket(SocketAddr::new(own, 0))?;
+        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+        socket.connect_timeout(&to.into(), Duration::from_secs(5))?;
+        let mut buffer = [0; 64];
+        let count = (&socket).read(&mut buffer)?;
+        Ok(String::from_utf8_lossy(&buffer[..count]).into_owned())
+    };
+    from.run(ask).unwrap().ok()?.parse().ok()
+}
+
+#[test]
+fn sctp_ports_lead_to_the_pod() {
+    let test = "sctp_ports_lead_to_the_pod";
+    let any = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0);
+    if sctp_socket(any).is_err_and(|e| e.raw_os_error() == Some(libc::EPROTONOSUPPORT)) {
+        println!("SKIP {test}: no sctp in this kernel");
+        return;
+    }
+    on_a_node(test, |node| {
+        let port = json!([{"hostPort": 9100, "containerPort": 9000, "protocol": "sctp"}]);
+        let (pod, neighbour) = (node.pod("p", ports(port)), node.pod("neighbour", json!({})));
+        for (family, own) in pod.addresses.iter().enumerate() {
+            wait_until_ok("the pod listens", PATIENCE, || {
+                Ok(sctp_server(pod.net(), SocketAddr::new(*own, 9000))?)
+            })
+            .unwrap();
+            let to = SocketAddr::new(node.addresses[family], 9100);
+            let (other, near) = (node.others[family], neighbour.addresses[family]);
+            assert_eq!(sctp_answer(node.other.net(), other, to), Some(other), "from another machine");
+            assert_eq!(sctp_answer(neighbour.net(), near, to), Some(near), "from a pod");
+            let here = sctp_answer(node.place.net(), node.addresses[family], to);
+            assert!(here.is_some(), "from the node");
+            let wrong = SocketAddr::new(node.addresses[family], 9101);
+            assert_eq!(sctp_answer(node.other.net(), other, wrong), None, "a port that is not open");
+        }
+        let v4 = node.addresses[0];
+        node.del(&pod.sandbox.attachment);
+        assert_eq!(
+            sctp_answer(node.other.net(), node.others[0], SocketAddr::new(v4, 9100)),
+            None,
+            "after DEL"
+        );
     });
 }
 

@@ -1,4 +1,5 @@
-//! `podway-ipam`: our addresses for interfaces of other plugins; alone, and under the real `bridge` and `ptp`.
+//! `podway-ipam`: our addresses for interfaces of other plugins; alone, and under the real `bridge`, `ptp` and
+//! `macvlan`.
 
 use podway_ipam::LeaseKind;
 use podway_testkit::pod::Sandbox;
@@ -242,6 +243,37 @@ fn pods_on_a_bridge_have_our_addresses_and_reach_each_other() {
         }
         assert_eq!(leased(&host), Vec::<String>::new());
     }
+}
+
+#[test]
+fn pods_on_macvlan_have_our_addresses_and_reach_each_other() {
+    let test = "pods_on_macvlan_have_our_addresses_and_reach_each_other";
+    let Some((host, path)) = with_real_plugins(test, Families::Dual) else { return };
+    host.ip("link add uplink0 type veth peer name lan0\nlink set uplink0 up\nlink set lan0 up");
+    let routes = json!([{"dst": "10.9.0.0/16"}, {"dst": "fd09::/64"}]);
+    let conf = json!({
+        "master": "uplink0", "mode": "bridge", "mtu": 1400, "ipam": {"type": "podway-ipam", "routes": routes}
+    });
+    let pods = [host.sandbox("a"), host.sandbox("b")];
+    let call = |verb: &str, pod: &Sandbox| real(&host, &path, "macvlan", verb, pod, &conf);
+    let results = pods.each_ref().map(|pod| call("ADD", pod).run_theirs().result());
+    assert_eq!(leased(&host).len(), 4);
+    for (from, to) in [(0, 1), (1, 0)] {
+        for address in ips(&results[to]) {
+            assert!(reach(&pods[from], &address.to_string()), "{address}");
+        }
+    }
+    for (pod, result) in pods.iter().zip(&results) {
+        call("CHECK", pod).with("prevResult", result.clone()).run_theirs().done();
+    }
+    // What ends without a DEL is found by GC.
+    let alive = json!([{"containerID": pods[0].attachment.container_id, "ifname": "eth0"}]);
+    gc(&host, "podway", alive).done();
+    assert_eq!(leased(&host), ips(&results[0]).iter().map(ToString::to_string).collect::<Vec<_>>());
+    for (pod, result) in pods.iter().zip(&results) {
+        call("DEL", pod).with("prevResult", result.clone()).run_theirs().done();
+    }
+    assert_eq!(leased(&host), Vec::<String>::new());
 }
 
 #[test]

@@ -6,8 +6,9 @@ use podway_testkit::pod::Sandbox;
 use podway_testkit::wait::wait_until_ok;
 use serde_json::{Value, json};
 
-use crate::host::PATIENCE;
+use crate::host::{Families, Host, PATIENCE, PLUGIN};
 use crate::node::{NETWORK, Node, on_a_node};
+use crate::trace;
 use crate::upstream::{VERSIONS, answer, beside_the_real_ones, install};
 
 const BOTH: [(&str, &str); 2] = [("ptp", "real-ptp"), ("real-ptp", "ptp")];
@@ -298,4 +299,71 @@ fn ptp_does_what_the_real_one_leaves_undone() {
         assert_eq!(node.call("ptp", "DEL", own, &conf("1.0.0", &ours)).code, Some(0));
         nothing_left(node, "podway-ipam");
     });
+}
+
+#[test]
+fn ptp_killed_anywhere_leaves_nothing() {
+    let test = "ptp_killed_anywhere_leaves_nothing";
+    let Some(host) = Host::new(test, Families::Dual) else { return };
+    for name in ["ptp", "host-local"] {
+        host.place.run("ln", &["-s", PLUGIN, &format!("/opt/cni/bin/{name}")]).unwrap();
+    }
+    let sh = |line: &str| host.place.run("sh", &["-c", line]).unwrap();
+    let pod = host.sandbox("p");
+    let conf = conf("1.1.0", &json!({"ipMasq": true}));
+    let call = |verb: &str| {
+        let call = host.call(verb, &pod).program("/opt/cni/bin/ptp").env("CNI_PATH", "/opt/cni/bin");
+        call.input(&conf.to_string())
+    };
+    let with_key = |verb: &str, key: &str, value: &Value| {
+        let mut conf = conf.clone();
+        conf[key] = value.clone();
+        call(verb).input(&conf.to_string())
+    };
+    let left = || {
+        let held = "ls /var/lib/cni/networks/podway 2>/dev/null | grep -E '^(10[.]|fd00)'";
+        let links = "ip -br link | grep -o '^veth[0-9a-f]*'";
+        let rules = "nft list table inet cni_plugins_masquerade 2>/dev/null | grep 'comment.*net: '";
+        let routes = "ip route | grep 10.1.0; ip -6 route | grep fd00:1:";
+        sh(&format!("({held}; {links}; {rules}; {routes}; ls /run/podway/delegated 2>/dev/null) || true"))
+    };
+    // The address plugin is not killed with its caller; what comes next waits for it, by its lock.
+    let quiet = || sh("while pgrep -x host-local >/dev/null; do :; done");
+    for verb in ["ADD", "DEL"] {
+        for n in 1.. {
+            if verb == "DEL" {
+                call("ADD").run().result();
+                assert_ne!(left(), "");
+            }
+            let run = trace::run(&host, &call(verb), Some(n));
+            quiet();
+            // What a runtime does next: in turns, so that each comes behind every step.
+            let next = ["DEL", "GC", "ADD"][n % 3];
+            let when = format!("{verb} killed at system call {n}, then {next}");
+            match next {
+                "GC" => with_key("GC", "cni.dev/valid-attachments", &json!([])).run().done(),
+                "ADD" if verb == "ADD" && run.code.is_none() => {
+                    // An interface that an ADD left may be alive: a runtime has to say DEL first.
+                    let added = call("ADD").run();
+                    let result = if added.code == Some(0) {
+                        added.result()
+                    } else {
+                        assert!(added.error(4).contains("eth0 exists in"), "{when}");
+                        call("DEL").run().done();
+                        call("ADD").run().result()
+                    };
+                    with_key("CHECK", "prevResult", &result).run().done();
+                    call("DEL").run().done();
+                }
+                _ => call("DEL").run().done(),
+            }
+            assert_eq!(left(), "", "{when}");
+            if run.code.is_some() {
+                assert_eq!(run.code, Some(0), "{:?}", run.stdout);
+                println!("{verb} by the name ptp: {} kill points", n - 1);
+                assert!(n > 50, "{verb}: {n}");
+                break;
+            }
+        }
+    }
 }

@@ -630,3 +630,75 @@ fn portmap_does_what_the_real_one_leaves_undone() {
         assert_eq!(node.sh("ls /run/podway/portmap").trim(), "lock");
     });
 }
+
+#[test]
+fn portmap_closes_a_shared_interface_behind_the_last_container_with_ports() {
+    on_a_node("portmap_closes_a_shared_interface_behind_the_last_container_with_ports", |node| {
+        install(node);
+        node.sh(
+            "ip link add br0 type bridge && ip link add a0 type veth peer name b0 && ip link set a0 master br0 up \
+             && ip link set b0 up && ip link set br0 up && ip addr add 10.7.0.1/24 dev br0 \
+             && ip addr add fd07::1/64 dev br0 nodad",
+        );
+        let input = |host: u8| {
+            json!({
+                "cniVersion": "1.1.0", "name": NETWORK, "type": "portmap",
+                "runtimeConfig": {"portMappings": [mapping("tcp", 8000 + u16::from(host))]},
+                "prevResult": {
+                    "cniVersion": "1.1.0", "interfaces": [{"name": "eth0", "sandbox": "/run/netns/none"}],
+                    "ips": [{"interface": 0, "address": format!("10.7.0.{host}/24")},
+                            {"interface": 0, "address": format!("fd07::{host}/64")}]
+                }
+            })
+        };
+        let (first, second) = (attachment("c1"), attachment("c2"));
+        let add = |who: &Attachment, host: u8| {
+            let added = node.call("portmap", "ADD", who, &input(host));
+            assert_eq!(added.code, Some(0), "{}", added.stdout);
+        };
+        let bare = json!({"cniVersion": "1.1.0", "name": NETWORK, "type": "portmap"});
+        let del = |who: &Attachment| assert_eq!(node.call("portmap", "DEL", who, &bare).code, Some(0));
+        let open = || {
+            let localnet = node.sh("cat /proc/sys/net/ipv4/conf/br0/route_localnet");
+            let route = node.sh("ip -6 route show table local dev br0 proto 113");
+            (localnet.trim().to_owned(), route.lines().map(|line| line[..9].to_owned()).collect::<String>())
+        };
+        let closed = ("0".to_owned(), String::new());
+        let both = ("1".to_owned(), "local ::1".to_owned());
+        assert_eq!(open(), closed);
+        add(&first, 2);
+        add(&second, 3);
+        assert_eq!(open(), both);
+        // Again, as after an ADD that was killed.
+        add(&first, 2);
+        del(&first);
+        assert_eq!(open(), both, "the second one is there");
+        del(&second);
+        assert_eq!(open(), closed);
+        // By GC, and of the last of two networks.
+        add(&first, 2);
+        let mut elsewhere = input(3);
+        elsewhere["name"] = "other".into();
+        assert_eq!(node.call("portmap", "ADD", &second, &elsewhere).code, Some(0));
+        let gc = |network: &str| {
+            let mut conf = bare.clone();
+            (conf["name"], conf["cni.dev/valid-attachments"]) = (network.into(), json!([]));
+            assert_eq!(node.call("portmap", "GC", &first, &conf).code, Some(0));
+        };
+        gc(NETWORK);
+        assert_eq!(open(), both);
+        gc("other");
+        assert_eq!(open(), closed);
+        // What somebody else had opened stays.
+        node.sh("sysctl -qw net.ipv4.conf.br0.route_localnet=1");
+        add(&first, 2);
+        del(&first);
+        assert_eq!(open(), ("1".to_owned(), String::new()));
+        // The interface may be gone before the last DEL.
+        node.sh("sysctl -qw net.ipv4.conf.br0.route_localnet=0");
+        add(&first, 2);
+        node.sh("ip link del br0");
+        del(&first);
+        assert_eq!(node.sh("ls /run/podway/portmap").trim(), "lock");
+    });
+}

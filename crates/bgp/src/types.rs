@@ -22,6 +22,14 @@ impl Family {
     /// Both, in order.
     pub const ALL: [Self; 2] = [Self::Ipv4, Self::Ipv6];
 
+    /// The destination of everything.
+    pub fn default_prefix(self) -> IpNet {
+        match self {
+            Self::Ipv4 => IpNet::V4(ipnet::Ipv4Net::default()),
+            Self::Ipv6 => IpNet::V6(ipnet::Ipv6Net::default()),
+        }
+    }
+
     /// The AFI on the wire.
     pub fn afi(self) -> u16 {
         match self {

@@ -42,11 +42,12 @@ pub(crate) const PROTOC_INCLUDE: Need = need(
 );
 
 /// Everything that build, demo and tests use.
-pub(crate) const ALL: [Need; 13] = [
+pub(crate) const ALL: [Need; 14] = [
     PROTOC,
     PROTOC_INCLUDE,
     need("ip", "iproute2", true, "looking at links and routes from outside our own code"),
     need("nft", "nftables", true, "listing nftables rules from outside our own code"),
+    need("iptables-nft", "iptables", false, "tests beside the rules of others"),
     need("nsenter", "util-linux", true, "stepping into a node or a pod"),
     need("etcd", "etcd-server", false, "the cluster store; without it the demo runs on the file store"),
     need("etcdctl", "etcd-client", false, "tests of the example roles for etcd, which are made with it"),
@@ -174,6 +175,11 @@ impl Tools {
             if let Ok(path) = std::env::join_paths(libraries) {
                 environment.push(("LD_LIBRARY_PATH", path));
             }
+        }
+        // Where iptables looks for its extensions.
+        let extensions = self.root.join("usr/lib").join(format!("{arch}-linux-gnu/xtables"));
+        if extensions.is_dir() {
+            environment.push(("XTABLES_LIBDIR", extensions.into()));
         }
         environment.extend(self.foreign_environment());
         if let Some(protoc) = self.path_of("protoc") {

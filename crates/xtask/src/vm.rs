@@ -23,10 +23,11 @@ use crate::watch::{log_dir, watched};
 
 /// What runs: package, target, and the arguments that choose its tests (none: all). What the table looks like
 /// in text differs from kernel to kernel, since newer ones know flags that older ones do not.
-const PROGRAMS: [(&str, &str, &[&str]); 4] = [
+const PROGRAMS: [(&str, &str, &[&str]); 5] = [
     ("podway-kern", "netns", &[]),
     ("podway-kern", "tunnels", &[]),
     ("routed", "routed", &["dataplane::tests::kernel", "dataplane::tests::packets"]),
+    ("cni-plugin", "it", &["sctp"]),
     ("policy-agent", "enforcement", &["--skip", "the_table_reads_as_written"]),
 ];
 
@@ -282,7 +283,9 @@ busybox mount -t sysfs sys /sys
 busybox mount -t devtmpfs dev /dev
 busybox mount -t tmpfs tmp /tmp
 busybox mount -t tmpfs run /run
-busybox mkdir -p /run/netns
+# What a node of the tests has for itself, without overlays.
+busybox mkdir -p /run/netns /run/podway /run/containerd /run/nri /etc/podway /etc/cni/net.d /opt/cni/bin
+busybox mkdir -p /var/lib/podway /var/lib/cni /var/lib/containerd /var/lib/kubelet /var/log/pods /var/log/containers
 busybox --install -s /bin
 busybox ip link set lo up
 ";

@@ -1,8 +1,8 @@
 //! `usage/<node>`: how many addresses of each block pods hold, for people (`podwayctl ipam show`). Pure; the shell writes.
 //!
 //! Nobody watches the key and nothing follows from it, so it is no part of the core. It is written seldom: when it differs
-//! from what this run told, at most every ten minutes. A run that finds the node empty tells nothing until the first pod,
-//! which is told at once.
+//! from what was told last, at most every ten minutes. What an earlier run told is not known at the start of a run, and may
+//! be of a boot whose pods are gone: so the first look is told at once, unless the same stands there.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -21,9 +21,10 @@ const RETRY: Duration = Duration::from_secs(10);
 /// What the store was told, and is to be told.
 #[derive(Debug, Default)]
 pub(super) struct Teller {
-    used: BTreeMap<IpNet, u32>,
-    /// What this run told last.
-    told: BTreeMap<IpNet, u32>,
+    /// None: nobody has looked yet.
+    used: Option<BTreeMap<IpNet, u32>>,
+    /// None: not known.
+    told: Option<BTreeMap<IpNet, u32>>,
     writing: Option<BTreeMap<IpNet, u32>>,
     /// The key's revision, as far as it is known.
     revision: Option<i64>,
@@ -35,18 +36,19 @@ impl Teller {
     pub(super) fn look(&mut self, blocks: &BTreeMap<IpNet, Usage>) {
         let number = |leased: u64| u32::try_from(leased).unwrap_or(u32::MAX);
         let used = blocks.iter().filter(|(_, usage)| usage.leased > 0);
-        self.used = used.map(|(block, usage)| (*block, number(usage.leased))).collect();
+        self.used = Some(used.map(|(block, usage)| (*block, number(usage.leased))).collect());
     }
 
     /// When the next write is due, if there is something to tell.
     pub(super) fn due(&self) -> Option<Duration> {
-        (self.writing.is_none() && self.used != self.told).then_some(self.not_before)
+        let differs = self.used.is_some() && self.used != self.told;
+        (self.writing.is_none() && differs).then_some(self.not_before)
     }
 
     /// What is to be written now; answer with [`Self::on_written`].
     pub(super) fn write(&mut self, now: Duration) -> Option<(Vec<u8>, Expect)> {
         self.due().filter(|due| *due <= now)?;
-        let blocks = self.used.clone();
+        let blocks = self.used.clone()?;
         let value = encode(&Told { blocks: blocks.clone() });
         self.writing = Some(blocks);
         Some((value, self.revision.map_or(Expect::Absent, Expect::Revision)))
@@ -57,11 +59,17 @@ impl Teller {
         let Some(blocks) = self.writing.take() else { return };
         match result {
             Ok(Written::Done { revision }) => {
-                self.told = blocks;
+                self.told = Some(blocks);
                 self.revision = Some(revision);
                 self.not_before = now + EVERY;
             }
-            Ok(Written::Refused { found }) => self.revision = found.map(|entry| entry.mod_revision),
+            Ok(Written::Refused { found }) => {
+                if found.as_ref().is_some_and(|entry| entry.value == encode(&Told { blocks: blocks.clone() }))
+                {
+                    self.told = Some(blocks);
+                }
+                self.revision = found.map(|entry| entry.mod_revision);
+            }
             Err(_) => self.not_before = now + RETRY,
         }
     }
@@ -88,9 +96,8 @@ mod tests {
     #[test]
     fn use_is_told_when_it_changes_and_seldom() {
         let mut teller = Teller::default();
-        teller.look(&used(0));
         assert_eq!((teller.due(), teller.write(seconds(0))), (None, None));
-        // The first pod at once, what follows in time and as one.
+        // The first look at once, what follows in time and as one.
         teller.look(&used(1));
         let first = text(teller.write(seconds(5)));
         assert_eq!(first, Some((r#"{"schema":1,"blocks":{"10.0.0.0/26":1}}"#.to_owned(), Expect::Absent)));
@@ -121,5 +128,19 @@ mod tests {
         teller.on_written(seconds(6), Err(error));
         assert_eq!(teller.due(), Some(seconds(16)));
         assert_eq!(teller.write(seconds(16)).unwrap().1, Expect::Revision(5));
+    }
+
+    #[test]
+    fn what_was_told_before_a_reboot_does_not_outlive_the_pods() {
+        let before = encode(&Told { blocks: [("10.0.0.0/26".parse().unwrap(), 3)].into() });
+        for (leased, again) in [(0, true), (3, false)] {
+            let mut teller = Teller::default();
+            teller.look(&used(leased));
+            teller.write(seconds(1)).unwrap();
+            let value = before.clone();
+            let found = Entry { key: "usage/n1".to_owned(), value, create_revision: 3, mod_revision: 5 };
+            teller.on_written(seconds(1), Ok(Written::Refused { found: Some(found) }));
+            assert_eq!(teller.due().is_some(), again, "{leased} leases");
+        }
     }
 }

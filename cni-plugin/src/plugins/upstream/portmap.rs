@@ -7,19 +7,22 @@
 //! `externalSetMarkChain`, the name of somebody else's iptables chain.
 //!
 //! A comment does not say whose network the container is in, so a file for each attachment does, below
-//! `/run/podway/portmap`: that is what GC goes by.
+//! `/run/podway/portmap`: that is what GC goes by. It names the interfaces behind which the container is. Where such an
+//! interface was opened for the node's loopback, another file says so, and the last container with ports behind it
+//! closes it again. What somebody else had opened stays open.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use podway_ipam::{AddressLock, Attachment};
+use podway_kern::MissingIsFine as _;
 use podway_kern::conntrack::Conntrack;
 use podway_kern::nft::NftSocket;
-use podway_kern::rtnl::{Request, Route, RouteKind, Rtnl, TABLE_LOCAL};
+use podway_kern::rtnl::{Link, Request, Route, RouteKind, Rtnl, TABLE_LOCAL};
 use podway_kern::sysctl::{Family as SysctlFamily, Sysctl};
 use podway_model::endpoint::HostPort;
 use podway_model::ids::NetworkName;
@@ -271,9 +274,55 @@ impl Marks {
         self.dir.join(format!("{network}@{}@{}", attachment.container_id, attachment.ifname))
     }
 
-    fn set(&self, network: &NetworkName, attachment: &Attachment) -> Result<(), CniError> {
+    fn set(
+        &self,
+        network: &NetworkName,
+        attachment: &Attachment,
+        interfaces: &BTreeSet<String>,
+    ) -> Result<(), CniError> {
         let path = self.path(network, attachment);
-        fs::write(&path, "").map_err(|e| CniError::io(&path, "write", &e))
+        let text = interfaces.iter().fold(String::new(), |text, name| text + name + "\n");
+        fs::write(&path, text).map_err(|e| CniError::io(&path, "write", &e))
+    }
+
+    /// The interfaces that a file names; none without it.
+    fn interfaces(path: &Path) -> Result<BTreeSet<String>, CniError> {
+        match fs::read_to_string(path) {
+            Ok(text) => Ok(text.lines().map(str::to_owned).collect()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(BTreeSet::new()),
+            Err(e) => Err(CniError::io(path, "read", &e)),
+        }
+    }
+
+    /// The file that says that an interface was opened here for the node's loopback.
+    fn opened(&self, interface: &str) -> PathBuf {
+        // No name of an attachment's file has no `@`.
+        self.dir.join(format!("loopback.{interface}"))
+    }
+
+    /// Whether a container with ports is behind an interface.
+    fn is_used(&self, interface: &str) -> Result<bool, CniError> {
+        let fail = |e: &io::Error| CniError::io(&self.dir, "list", e);
+        for entry in fs::read_dir(&self.dir).map_err(|e| fail(&e))? {
+            let path = entry.map_err(|e| fail(&e))?.path();
+            let of_attachment = path.file_name().is_some_and(|name| name.to_string_lossy().contains('@'));
+            if of_attachment && Self::interfaces(&path)?.contains(interface) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Ends what stands for an attachment, and closes the interfaces that were opened for it alone.
+    fn end(&self, network: &NetworkName, attachment: &Attachment) -> Result<(), CniError> {
+        let interfaces = Self::interfaces(&self.path(network, attachment))?;
+        self.remove(network, attachment)?;
+        for interface in interfaces {
+            if !self.is_used(&interface)? {
+                close_loopback(self, &interface)?;
+            }
+        }
+        Ok(())
     }
 
     fn remove(&self, network: &NetworkName, attachment: &Attachment) -> Result<(), CniError> {
@@ -339,7 +388,11 @@ fn open(
             let found = dump(&mut socket, family_of(*ip))?;
             refuse_held(found.as_ref(), conf, *ip)?;
         }
-        marks.set(&network.name, &target.attachment)?;
+        let mut interfaces = BTreeSet::new();
+        for ip in ips.iter().filter(|_| conf.snat) {
+            interfaces.extend(interface_to(rtnl, *ip)?.map(|link| link.name));
+        }
+        marks.set(&network.name, &target.attachment, &interfaces)?;
         for ip in ips {
             let family = family_of(*ip);
             let mut transaction = skeleton(family);
@@ -348,10 +401,8 @@ fn open(
             }
             socket.commit(&transaction).map_err(|error| failed(&error))?;
         }
-    }
-    if conf.snat {
-        for ip in ips {
-            open_loopback(rtnl, *ip)?;
+        for ip in ips.iter().filter(|_| conf.snat) {
+            open_loopback(rtnl, &marks, *ip)?;
         }
     }
     ports::forget_flows(rtnl, &conf.ports)
@@ -370,23 +421,57 @@ fn refuse_held(found: Option<&TableDump>, conf: &Conf, ip: IpAddr) -> Result<(),
     Ok(())
 }
 
-/// Lets the node's loopback reach the container: its addresses may cross the interface behind which it is.
-fn open_loopback(rtnl: &mut Rtnl, ip: IpAddr) -> Result<(), CniError> {
-    let Some(index) = rtnl.route_to(ip)?.interface else { return Ok(()) };
-    let Some(link) = rtnl.link(index)? else { return Ok(()) };
-    if ip.is_ipv4() {
-        Sysctl::conf(SysctlFamily::V4, &link.name, "route_localnet").ensure("1")?;
-        return Ok(());
-    }
-    let loopback = IpNet::from(IpAddr::from(Ipv6Addr::LOCALHOST));
-    let route = Route {
+/// The interface behind which an address is.
+fn interface_to(rtnl: &mut Rtnl, ip: IpAddr) -> Result<Option<Link>, CniError> {
+    let index = rtnl.route_to(ip)?.interface;
+    Ok(index.map(|index| rtnl.link(index)).transpose()?.flatten())
+}
+
+fn localnet(interface: &str) -> Sysctl {
+    Sysctl::conf(SysctlFamily::V4, interface, "route_localnet")
+}
+
+/// What makes ::1 reach across an interface.
+fn loopback_route(index: u32) -> Route {
+    Route {
         kind: RouteKind::Local,
         table: TABLE_LOCAL,
         interface: Some(index),
         metric: index,
-        ..Route::to(loopback, POD_ROUTE_PROTOCOL)
-    };
-    Ok(rtnl.run(Request::ReplaceRoute(route))?)
+        ..Route::to(IpNet::from(IpAddr::from(Ipv6Addr::LOCALHOST)), POD_ROUTE_PROTOCOL)
+    }
+}
+
+/// Lets the node's loopback reach the container: its addresses may cross the interface behind which it is.
+fn open_loopback(rtnl: &mut Rtnl, marks: &Marks, ip: IpAddr) -> Result<(), CniError> {
+    let Some(link) = interface_to(rtnl, ip)? else { return Ok(()) };
+    if !ip.is_ipv4() {
+        return Ok(rtnl.run(Request::ReplaceRoute(loopback_route(link.index)))?);
+    }
+    let sysctl = localnet(&link.name);
+    if sysctl.read()? != "1" {
+        // Said before it is done: what was not done is closed in vain.
+        let path = marks.opened(&link.name);
+        fs::write(&path, "").map_err(|e| CniError::io(&path, "write", &e))?;
+        sysctl.ensure("1")?;
+    }
+    Ok(())
+}
+
+/// Closes an interface for the node's loopback, as far as it was opened here.
+fn close_loopback(marks: &Marks, interface: &str) -> Result<(), CniError> {
+    let path = marks.opened(interface);
+    let mut rtnl = Rtnl::open()?;
+    if let Some(link) = rtnl.link(interface)? {
+        rtnl.run(Request::DeleteRoute(loopback_route(link.index))).missing_is_fine()?;
+        if path.exists() {
+            localnet(interface).ensure("0")?;
+        }
+    }
+    match fs::remove_file(&path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(CniError::io(&path, "remove", &e)),
+        _ => Ok(()),
+    }
 }
 
 pub(super) fn del(network: &Network, attachment: &Attachment) -> Result<(), CniError> {
@@ -397,7 +482,7 @@ pub(super) fn del(network: &Network, attachment: &Attachment) -> Result<(), CniE
         let ips: BTreeSet<IpAddr> = addresses(&previous, attachment.ifname.as_str()).into_iter().collect();
         Conntrack::open()?.delete(&ips)?;
     }
-    marks.remove(&network.name, attachment)
+    marks.end(&network.name, attachment)
 }
 
 pub(super) fn gc(network: &Network) -> Result<(), CniError> {
@@ -407,7 +492,7 @@ pub(super) fn gc(network: &Network) -> Result<(), CniError> {
     let mut errors = Vec::new();
     for attachment in marks.of(&network.name)?.iter().filter(|attachment| !valid.contains(attachment)) {
         let removed = remove(&mut socket, attachment.container_id.as_str());
-        errors.extend(removed.and_then(|()| marks.remove(&network.name, attachment)).err());
+        errors.extend(removed.and_then(|()| marks.end(&network.name, attachment)).err());
     }
     let mut errors = errors.into_iter();
     errors.next().map_or(Ok(()), |first| Err(errors.fold(first, CniError::with)))

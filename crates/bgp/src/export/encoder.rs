@@ -24,8 +24,8 @@ pub(crate) struct Final {
     pub(crate) attributes: PathAttributes,
 }
 
-/// A route in the adj-RIB-out: what it was made of, and what it became.
-#[derive(Debug, Clone)]
+/// What routes of the adj-RIB-out have in common: what they were made of, and what they became.
+#[derive(Debug)]
 pub(crate) struct Told {
     learned: Option<Arc<Learned>>,
     from: Option<Role>,
@@ -35,7 +35,7 @@ pub(crate) struct Told {
 }
 
 impl Told {
-    pub(crate) fn new(out: &Out, last: Arc<Final>) -> Self {
+    fn new(out: &Out, last: Arc<Final>) -> Self {
         let path = &out.path;
         Self { learned: path.learned.clone(), from: out.from, made_of: Some(path.attributes.id), last }
     }
@@ -62,14 +62,28 @@ pub(crate) struct Teller {
     /// Where no filter looks at the prefix.
     known: BTreeMap<Known, Option<Arc<Final>>>,
     by_value: BTreeMap<PathAttributes, Arc<Final>>,
+    last: Option<Arc<Told>>,
 }
 
 impl Teller {
     pub(crate) fn new(next: u64) -> Self {
-        Self { next, known: BTreeMap::new(), by_value: BTreeMap::new() }
+        Self { next, known: BTreeMap::new(), by_value: BTreeMap::new(), last: None }
     }
 
-    pub(crate) fn tell(&mut self, key: &GroupKey, prefix: &IpNet, out: &Out) -> Option<Arc<Final>> {
+    /// What the group is told of a path; none: nothing.
+    pub(crate) fn told(&mut self, key: &GroupKey, prefix: &IpNet, out: &Out) -> Option<Arc<Told>> {
+        let told = Told::new(out, self.tell(key, prefix, out)?);
+        // Neighbours in the table are mostly of one kind.
+        let same = |last: &&Arc<Told>| Arc::ptr_eq(&last.last, &told.last) && last.same_as(&told);
+        if let Some(last) = self.last.as_ref().filter(same) {
+            return Some(Arc::clone(last));
+        }
+        let told = Arc::new(told);
+        self.last = Some(Arc::clone(&told));
+        Some(told)
+    }
+
+    fn tell(&mut self, key: &GroupKey, prefix: &IpNet, out: &Out) -> Option<Arc<Final>> {
         let path = &out.path;
         if key.filter.is_some() {
             let attributes = key.tell(prefix, path, out.from)?;

@@ -17,7 +17,9 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use ipnet::IpNet;
+use smallvec::{SmallVec, smallvec};
 
+use super::adj_out::AdjOut;
 use super::encoder::{Chunks, Final, Teller, Told};
 use super::log::{Log, Pieces, Segment};
 use super::policy::GroupKey;
@@ -25,7 +27,7 @@ use crate::config::Role;
 use crate::message::attribute::PathAttributes;
 use crate::message::refresh::{self, Subtype};
 use crate::message::{Nlri, update};
-use crate::rib::Path;
+use crate::rib::{DestId, Path, Rib};
 use crate::types::{Families, Family};
 
 /// Limits of a group. Smaller ones are for tests.
@@ -52,6 +54,9 @@ pub(crate) struct Out {
     pub(crate) path: Path,
     pub(crate) from: Option<Role>,
 }
+
+/// The paths of a destination, nearly always one, the best first.
+pub(crate) type Outs = SmallVec<[Out; 1]>;
 
 /// A member's wish to be told a family again (RFC 2918).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,36 +86,39 @@ struct Cursor {
 pub(crate) struct Group {
     key: GroupKey,
     limits: Limits,
-    adj_out: BTreeMap<Nlri, Told>,
+    adj_out: AdjOut,
     log: Log,
     snapshot: Option<(u64, Arc<[Segment]>)>,
     members: BTreeMap<IpAddr, Cursor>,
     next_final: u64,
 }
 
-/// Prefixes with the same attributes from the same source, and whom each was from before.
+/// Paths with the same attributes from the same source, and what was told in their place before.
 struct Batch {
     told: Arc<Final>,
-    prefixes: Vec<(Nlri, Option<Told>)>,
+    paths: Vec<Renewed>,
+}
+
+/// A path that is told anew.
+struct Renewed {
+    destination: DestId,
+    nlri: Nlri,
+    before: Option<Arc<Told>>,
 }
 
 type BatchKey = (Family, Option<IpAddr>, u64);
 
 impl Group {
     pub(crate) fn new(key: GroupKey, limits: Limits) -> Self {
-        let mut group = Self {
+        Self {
             key,
             limits,
-            adj_out: BTreeMap::new(),
+            adj_out: AdjOut::default(),
             log: Log::default(),
             snapshot: None,
             members: BTreeMap::new(),
             next_final: 0,
-        };
-        for family in Family::ALL {
-            group.update(std::iter::once((default_prefix(family), vec![])));
         }
-        group
     }
 
     pub(crate) fn key(&self) -> &GroupKey {
@@ -126,33 +134,38 @@ impl Group {
     }
 
     /// Takes in destinations that changed, with their paths, the best first: updates the adj-RIB-out and appends to
-    /// the log.
-    pub(crate) fn update(&mut self, changed: impl Iterator<Item = (IpNet, Vec<Out>)>) {
+    /// the log. A new group is told all, the default routes among them.
+    pub(crate) fn update(&mut self, changed: impl Iterator<Item = (DestId, IpNet, Outs)>) {
         let mut batches: BTreeMap<BatchKey, Batch> = BTreeMap::new();
         let mut withdrawn: BTreeMap<(Family, Option<IpAddr>), Vec<Nlri>> = BTreeMap::new();
         let mut touched = vec![];
+        let somebody_is_behind = self.members.values().any(|cursor| cursor.behind.is_some());
         let mut teller = Teller::new(self.next_final);
-        for (prefix, outs) in changed {
+        for (destination, prefix, outs) in changed {
             let family = Family::of(&prefix);
             let new = self.told(&mut teller, &prefix, &outs);
-            let all = Nlri { prefix, id: 0 }..=Nlri { prefix, id: u32::MAX };
-            let gone: Vec<Nlri> =
-                self.adj_out.range(all).map(|(nlri, _)| *nlri).filter(|n| !new.contains_key(n)).collect();
-            for nlri in gone {
-                if let Some(old) = self.adj_out.remove(&nlri) {
+            let is_new = |id: &u32| new.iter().any(|(other, _)| other == id);
+            for id in self.adj_out.ids(destination).into_iter().filter(|id| !is_new(id)) {
+                if let Some(old) = self.adj_out.remove(destination, id) {
+                    let nlri = Nlri { prefix, id };
                     withdrawn.entry((family, old.source())).or_default().push(nlri);
-                    touched.push(nlri);
+                    if somebody_is_behind {
+                        touched.push(nlri);
+                    }
                 }
             }
-            for (nlri, told) in new {
-                if self.adj_out.get(&nlri).is_some_and(|old| old.same_as(&told)) {
+            for (id, told) in new {
+                if self.adj_out.get(destination, id).is_some_and(|old| old.same_as(&told)) {
                     continue;
                 }
+                let nlri = Nlri { prefix, id };
                 let (key, last) = ((family, told.source(), told.last.id), Arc::clone(&told.last));
-                let old = self.adj_out.insert(nlri, told);
-                let batch = batches.entry(key).or_insert_with(|| Batch { told: last, prefixes: vec![] });
-                batch.prefixes.push((nlri, old));
-                touched.push(nlri);
+                let before = self.adj_out.insert(destination, id, told);
+                let batch = batches.entry(key).or_insert_with(|| Batch { told: last, paths: vec![] });
+                batch.paths.push(Renewed { destination, nlri, before });
+                if somebody_is_behind {
+                    touched.push(nlri);
+                }
             }
         }
         self.next_final = teller.next;
@@ -175,26 +188,25 @@ impl Group {
         }
     }
 
-    /// What the group is told of a destination.
-    fn told(&self, teller: &mut Teller, prefix: &IpNet, outs: &[Out]) -> BTreeMap<Nlri, Told> {
+    /// What the group is told of a destination, by path identifier.
+    fn told(&self, teller: &mut Teller, prefix: &IpNet, outs: &[Out]) -> SmallVec<[(u32, Arc<Told>); 1]> {
         let family = Family::of(prefix);
         let several = self.key.encoding.add_path.contains(family);
-        if *prefix == default_prefix(family)
+        if *prefix == family.default_prefix()
             && let Some(attributes) = self.key.default_route(family)
         {
-            let nlri = Nlri { prefix: *prefix, id: u32::from(several) };
-            return BTreeMap::from([(nlri, Told::own(teller.keep(attributes)))]);
+            return smallvec![(u32::from(several), Arc::new(Told::own(teller.keep(attributes))))];
         }
         // Without add-path, what cannot be told of the best path is told of none: the others are not in use here.
         let considered = if several { outs } else { &outs[..outs.len().min(1)] };
-        let mut all = BTreeMap::new();
+        let mut all = SmallVec::new();
         for out in considered {
             if all.len() == self.key.paths_of(family) {
                 break;
             }
-            if let Some(last) = teller.tell(&self.key, prefix, out) {
+            if let Some(told) = teller.told(&self.key, prefix, out) {
                 let id = if several { out.path.our_id } else { 0 };
-                all.insert(Nlri { prefix: *prefix, id }, Told::new(out, last));
+                all.push((id, told));
             }
         }
         all
@@ -207,35 +219,42 @@ impl Group {
         batch: Batch,
         withdrawn: &mut BTreeMap<(Family, Option<IpAddr>), Vec<Nlri>>,
     ) {
-        let prefixes: Vec<Nlri> = batch.prefixes.iter().map(|(nlri, _)| *nlri).collect();
+        let prefixes: Vec<Nlri> = batch.paths.iter().map(|path| path.nlri).collect();
         let encoding = &self.key.encoding;
         let from = chunks.begin();
         if update::announce(&mut chunks.bytes, &batch.told.attributes, &prefixes, encoding).is_ok() {
             // The source was told of the route while it was another's: now it has it itself.
-            let told_before = |(nlri, old): &(Nlri, Option<Told>)| {
-                old.as_ref().is_some_and(|old| old.source() != source).then_some(*nlri)
+            let told_before = |path: &Renewed| {
+                path.before.as_ref().is_some_and(|before| before.source() != source).then_some(path.nlri)
             };
             let mut for_source = BytesMut::new();
             if source.is_some() {
-                let told: Vec<Nlri> = batch.prefixes.iter().filter_map(told_before).collect();
+                let told: Vec<Nlri> = batch.paths.iter().filter_map(told_before).collect();
                 update::withdraw(&mut for_source, &told, encoding);
             }
             chunks.end(&self.key, source, from, for_source.freeze(), prefixes.into());
             return;
         }
         // What does not fit on the way out is withdrawn: an older route must not stay in its place.
-        for (nlri, old) in batch.prefixes {
-            self.adj_out.remove(&nlri);
-            if let Some(old) = old {
-                withdrawn.entry((family, old.source())).or_default().push(nlri);
+        for Renewed { destination, nlri, before } in batch.paths {
+            self.adj_out.remove(destination, nlri.id);
+            if let Some(before) = before {
+                withdrawn.entry((family, before.source())).or_default().push(nlri);
             }
         }
     }
 
     /// A new member: the snapshot, then the log. End-of-RIB follows for the families in `settled`, and for the
     /// others when [`Group::settle`] says so.
-    pub(crate) fn join(&mut self, member: IpAddr, families: Families, settled: Families, enhanced: bool) {
-        let (position, snapshot) = self.snapshot();
+    pub(crate) fn join(
+        &mut self,
+        rib: &Rib,
+        member: IpAddr,
+        families: Families,
+        settled: Families,
+        enhanced: bool,
+    ) {
+        let (position, snapshot) = self.snapshot(rib);
         let end = self.log.end();
         let end_of_rib =
             families.iter().map(|family| (family, settled.contains(family).then_some(end))).collect();
@@ -247,9 +266,9 @@ impl Group {
     }
 
     /// A member that comes from another group, in which it was told of `told`.
-    pub(crate) fn join_from(&mut self, member: IpAddr, moved: Moved) {
+    pub(crate) fn join_from(&mut self, rib: &Rib, member: IpAddr, moved: Moved) {
         let mut behind = moved.told;
-        behind.extend(self.adj_out.keys());
+        behind.extend(self.told_paths(rib).map(|(nlri, _)| nlri));
         let position = self.log.end();
         let later = |position: Option<u64>| position.map(|_| self.log.end());
         let end_of_rib = moved.end_of_rib.into_iter().map(|(family, at)| (family, later(at))).collect();
@@ -266,9 +285,9 @@ impl Group {
     }
 
     /// Takes a member out that goes to another group.
-    pub(crate) fn move_out(&mut self, member: IpAddr) -> Option<Moved> {
+    pub(crate) fn move_out(&mut self, rib: &Rib, member: IpAddr) -> Option<Moved> {
         let cursor = self.members.remove(&member)?;
-        let mut told: BTreeSet<Nlri> = self.adj_out.keys().copied().collect();
+        let mut told: BTreeSet<Nlri> = self.told_paths(rib).map(|(nlri, _)| nlri).collect();
         told.extend(cursor.behind.into_iter().flatten());
         told.extend(self.log.from(cursor.position).flat_map(|segment| segment.prefixes.iter().copied()));
         let (unsent, enhanced) = (cursor.unsent, cursor.enhanced);
@@ -276,22 +295,22 @@ impl Group {
     }
 
     /// The whole present state as segments. It is reused while the log still reaches back to it.
-    fn snapshot(&mut self) -> (u64, Arc<[Segment]>) {
+    fn snapshot(&mut self, rib: &Rib) -> (u64, Arc<[Segment]>) {
         if let Some((position, snapshot)) = &self.snapshot
             && self.log.reaches(*position)
         {
             return (*position, Arc::clone(snapshot));
         }
-        let snapshot: Arc<[Segment]> = self.segments_of(self.adj_out.iter()).into();
+        let snapshot: Arc<[Segment]> = self.segments_of(self.told_paths(rib)).into();
         self.snapshot = Some((self.log.end(), Arc::clone(&snapshot)));
         (self.log.end(), snapshot)
     }
 
-    fn segments_of<'a>(&self, routes: impl Iterator<Item = (&'a Nlri, &'a Told)>) -> Vec<Segment> {
+    fn segments_of<'a>(&self, routes: impl Iterator<Item = (Nlri, &'a Arc<Told>)>) -> Vec<Segment> {
         let mut batches: BTreeMap<BatchKey, (&PathAttributes, Vec<Nlri>)> = BTreeMap::new();
         for (nlri, told) in routes {
             let key = (Family::of(&nlri.prefix), told.source(), told.last.id);
-            batches.entry(key).or_insert((&told.last.attributes, vec![])).1.push(*nlri);
+            batches.entry(key).or_insert((&told.last.attributes, vec![])).1.push(nlri);
         }
         let mut chunks = Chunks::default();
         for ((_, source, _), (attributes, prefixes)) in batches {
@@ -343,10 +362,10 @@ impl Group {
     }
 
     /// What a member can be sent now.
-    pub(crate) fn pull(&mut self, member: IpAddr) -> Vec<Bytes> {
+    pub(crate) fn pull(&mut self, rib: &Rib, member: IpAddr) -> Vec<Bytes> {
         let Self { key, limits, adj_out, log, members, .. } = self;
         let Some(cursor) = members.get_mut(&member) else { return vec![] };
-        let view = View { key, limits, adj_out, log };
+        let view = View { key, limits, adj_out, log, rib };
         let mut pieces = Pieces::default();
         cursor.throttled = loop {
             if cursor.unsent + pieces.len() >= limits.window {
@@ -394,13 +413,21 @@ impl Group {
 
     /// Paths that a member has been told, when it has read all.
     pub(crate) fn advertised(&self, member: IpAddr) -> usize {
-        self.adj_out.values().filter(|told| told.source() != Some(member)).count()
+        self.adj_out.iter().filter(|(_, _, told)| told.source() != Some(member)).count()
     }
 
     /// What a member has been told, when it has read all.
-    pub(crate) fn told_to(&self, member: IpAddr) -> impl Iterator<Item = (&Nlri, &PathAttributes)> {
-        let theirs = move |(_, told): &(&Nlri, &Told)| told.source() != Some(member);
-        self.adj_out.iter().filter(theirs).map(|(nlri, told)| (nlri, &told.last.attributes))
+    pub(crate) fn told_to<'a>(
+        &'a self,
+        rib: &'a Rib,
+        member: IpAddr,
+    ) -> impl Iterator<Item = (Nlri, &'a PathAttributes)> {
+        let theirs = move |(_, told): &(Nlri, &Arc<Told>)| told.source() != Some(member);
+        self.told_paths(rib).filter(theirs).map(|(nlri, told)| (nlri, &told.last.attributes))
+    }
+
+    fn told_paths<'a>(&'a self, rib: &'a Rib) -> impl Iterator<Item = (Nlri, &'a Arc<Told>)> {
+        self.adj_out.iter().map(|(at, id, told)| (Nlri { prefix: rib.at(at).prefix, id }, told))
     }
 }
 
@@ -418,8 +445,9 @@ pub(crate) struct Moved {
 struct View<'a> {
     key: &'a GroupKey,
     limits: &'a Limits,
-    adj_out: &'a BTreeMap<Nlri, Told>,
+    adj_out: &'a AdjOut,
     log: &'a Log,
+    rib: &'a Rib,
 }
 
 impl View<'_> {
@@ -473,8 +501,8 @@ impl View<'_> {
         if *enhanced {
             pieces.push(refresh::encode(Subtype::Begin, *family));
         }
-        let all = self.adj_out.keys().filter(|nlri| Family::of(&nlri.prefix) == *family);
-        cursor.behind = Some(all.copied().collect());
+        let all = self.adj_out.iter().map(|(at, id, _)| Nlri { prefix: self.rib.at(at).prefix, id });
+        cursor.behind = Some(all.filter(|nlri| Family::of(&nlri.prefix) == *family).collect());
         true
     }
 
@@ -485,7 +513,7 @@ impl View<'_> {
         for _ in 0..self.limits.batch {
             let Some(nlri) = behind.pop_first() else { break };
             let family = Family::of(&nlri.prefix);
-            match self.adj_out.get(&nlri) {
+            match self.rib.find(&nlri.prefix).and_then(|at| self.adj_out.get(at, nlri.id)) {
                 Some(told) if told.source() != Some(member) => {
                     let key = (family, told.source(), told.last.id);
                     routes.entry(key).or_insert((&told.last.attributes, vec![])).1.push(nlri);
@@ -506,13 +534,5 @@ impl View<'_> {
             chunks.check(self.key, source, from);
         }
         chunks.bytes.freeze()
-    }
-}
-
-/// The destination of everything.
-fn default_prefix(family: Family) -> IpNet {
-    match family {
-        Family::Ipv4 => IpNet::V4(ipnet::Ipv4Net::default()),
-        Family::Ipv6 => IpNet::V6(ipnet::Ipv6Net::default()),
     }
 }

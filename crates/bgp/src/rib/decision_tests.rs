@@ -6,7 +6,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::decision::{equal, ranked};
-use super::{Interner, Learned, Path, Rules};
+use super::{Interner, Learned, Path, Rules, Shared};
 use crate::config::{Med, Multipath};
 use crate::message::attribute::{AsPath, LLGR_STALE, Origin, PathAttributes, Segment, SegmentKind, kind};
 
@@ -60,7 +60,9 @@ fn path(spec: &Spec, interner: &mut Interner) -> Path {
         router_id: address(spec.router_id),
         external: spec.external,
     };
-    Path { learned: (!spec.local).then(|| Arc::new(learned)), ..Path::own(interner.intern(attributes)) }
+    let attributes = interner.intern(attributes);
+    let (learned, received) = ((!spec.local).then(|| Arc::new(learned)), Arc::clone(&attributes));
+    Path::new(Arc::new(Shared { learned, received, attributes, usable: true }), 0)
 }
 
 /// Index of the best.

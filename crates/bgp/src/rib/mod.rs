@@ -1,23 +1,29 @@
 //! The routing information base: adj-RIB-in of all peers and the loc-RIB in one table (RFC 4271 section 3.2).
 //!
-//! A destination holds one path per source and the path that was chosen. What changed since the last selection
-//! stands in a set, so the order in which messages came does not matter to what is chosen.
+//! A destination holds one path per source and the path that was chosen ([`destination`]). What changed is decided when all
+//! that came has been taken in, so the order in which messages came does not matter to what is chosen.
 
 pub(crate) mod decision;
 #[cfg(test)]
 mod decision_tests;
+mod destination;
 pub(crate) mod intern;
+pub(crate) mod table;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
+use std::ops::Deref;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
 pub(crate) use decision::Rules;
+pub(crate) use destination::Destination;
+use destination::Outcome;
 pub(crate) use intern::{Attributes, Interner};
 
 use crate::message::Nlri;
+use crate::types::Family;
+use table::PrefixMap;
 
 /// What a session says about its peer, as far as the decision process cares.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,15 +33,11 @@ pub(crate) struct Learned {
     pub(crate) external: bool,
 }
 
-/// A path to a destination.
-#[derive(Debug, Clone)]
-pub(crate) struct Path {
+/// What the paths have in common that came from one neighbour with the same attributes: kept once for all of them.
+#[derive(Debug)]
+pub(crate) struct Shared {
     /// From whom; none: originated here.
     pub(crate) learned: Option<Arc<Learned>>,
-    /// The path identifier that the peer gave it (RFC 7911).
-    pub(crate) their_id: u32,
-    /// The one that we give it: unique within the destination for as long as the path lives.
-    pub(crate) our_id: u32,
     /// As it came: what the import rule and the filter are applied to, again when they change.
     pub(crate) received: Arc<Attributes>,
     /// As it is used.
@@ -44,16 +46,41 @@ pub(crate) struct Path {
     pub(crate) usable: bool,
 }
 
-impl Path {
-    /// One that we originate.
-    pub(crate) fn own(attributes: Arc<Attributes>) -> Self {
-        let received = Arc::clone(&attributes);
-        Self { learned: None, their_id: 0, our_id: 0, received, attributes, usable: true }
-    }
-
+impl Shared {
     /// The peer that it came from; none: originated here.
     pub(crate) fn source(&self) -> Option<IpAddr> {
         self.learned.as_ref().map(|learned| learned.peer)
+    }
+}
+
+/// A path to a destination.
+#[derive(Debug, Clone)]
+pub(crate) struct Path {
+    shared: Arc<Shared>,
+    /// The path identifier that the peer gave it (RFC 7911).
+    pub(crate) their_id: u32,
+    /// The one that we give it: unique within the destination for as long as the path lives.
+    pub(crate) our_id: u32,
+}
+
+impl Deref for Path {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.shared
+    }
+}
+
+impl Path {
+    /// One that [`Rib::announce`] will give a number.
+    pub(crate) fn new(shared: Arc<Shared>, their_id: u32) -> Self {
+        Self { shared, their_id, our_id: 0 }
+    }
+
+    /// One that we originate.
+    pub(crate) fn own(attributes: Arc<Attributes>) -> Self {
+        let received = Arc::clone(&attributes);
+        Self::new(Arc::new(Shared { learned: None, received, attributes, usable: true }), 0)
     }
 
     /// Whether both say the same from the same source.
@@ -68,98 +95,160 @@ impl Path {
     }
 }
 
-/// A destination.
-#[derive(Debug, Default)]
-pub(crate) struct Destination {
-    paths: Vec<Path>,
-    best: Option<Path>,
-    next_hops: Vec<IpAddr>,
-}
-
-impl Destination {
-    pub(crate) fn paths(&self) -> &[Path] {
-        &self.paths
-    }
-
-    pub(crate) fn best(&self) -> Option<&Path> {
-        self.best.as_ref()
-    }
-
-    /// The best `limit` paths, the best first; as selection left them.
-    pub(crate) fn ranked(&self, rules: &Rules, limit: usize) -> Vec<&Path> {
-        match (&self.best, limit) {
-            (None, _) | (_, 0) => vec![],
-            (Some(best), 1) => vec![best],
-            (Some(_), _) => decision::ranked(self.paths.iter().filter(|path| path.usable), rules, limit),
-        }
-    }
-}
-
-/// A destination that was decided anew.
+/// A destination that leads elsewhere now.
 pub(crate) struct Change {
     pub(crate) prefix: IpNet,
-    /// Its next hops, if they are others now; empty: no route, or our own.
-    pub(crate) next_hops: Option<Vec<IpAddr>>,
+    /// Its next hops now; empty: no route, or our own.
+    pub(crate) next_hops: Vec<IpAddr>,
 }
 
-#[derive(Debug, Default)]
+/// A path that was taken out.
+pub(crate) struct Withdrawn {
+    pub(crate) id: DestId,
+    /// The source has no other path there.
+    pub(crate) last: bool,
+}
+
+/// Number of a destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct DestId(u32);
+
+impl DestId {
+    /// As an index.
+    pub(crate) fn at(self) -> usize {
+        self.0 as usize
+    }
+
+    /// The one at an index.
+    pub(crate) fn from_index(at: usize) -> Self {
+        Self(u32::try_from(at).expect("an index of a destination is its number"))
+    }
+}
+
+/// All destinations. Each has a number for as long as somebody has a path to it or is told of it, so that tables beside
+/// this one need no prefixes of their own.
+#[derive(Debug)]
 pub(crate) struct Rib {
-    destinations: BTreeMap<IpNet, Destination>,
-    changed: BTreeSet<IpNet>,
+    numbers: PrefixMap<DestId>,
+    destinations: Vec<Destination>,
+    free: Vec<DestId>,
+    /// To be decided anew.
+    changed: Vec<DestId>,
+    /// Decided, and the groups have not been told.
+    pending: Vec<DestId>,
+}
+
+impl Default for Rib {
+    fn default() -> Self {
+        let mut rib = Self {
+            numbers: PrefixMap::default(),
+            destinations: vec![],
+            free: vec![],
+            changed: vec![],
+            pending: vec![],
+        };
+        for family in Family::ALL {
+            rib.number(family.default_prefix());
+        }
+        rib
+    }
 }
 
 impl Rib {
-    /// Puts a path in, in place of an earlier one from the same source with the same identifier.
-    pub(crate) fn announce(&mut self, prefix: IpNet, mut path: Path) {
-        let destination = self.destinations.entry(prefix).or_default();
+    /// The number of a prefix, a new one if it has none.
+    fn number(&mut self, prefix: IpNet) -> DestId {
+        let Self { numbers, destinations, free, .. } = self;
+        *numbers.or_insert_with(prefix, || match free.pop() {
+            Some(id) => {
+                destinations[id.at()] = Destination::new(prefix);
+                id
+            }
+            None => {
+                let id =
+                    DestId(u32::try_from(destinations.len()).expect("memory ends before the numbers do"));
+                destinations.push(Destination::new(prefix));
+                id
+            }
+        })
+    }
+
+    /// Lets go of a destination that nobody has a path to or is told of. The default routes stay: a group may originate one.
+    fn release(&mut self, id: DestId) {
+        let destination = &self.destinations[id.at()];
+        if destination.is_idle() && id.at() >= Family::ALL.len() {
+            self.numbers.remove(&destination.prefix);
+            self.free.push(id);
+        }
+    }
+
+    /// Puts a path in, in place of an earlier one from the same source with the same identifier. True: there was none.
+    pub(crate) fn announce(&mut self, prefix: IpNet, mut path: Path) -> (DestId, bool) {
+        let id = self.number(prefix);
+        let destination = &mut self.destinations[id.at()];
         let old = destination.paths.iter_mut().find(|old| old.is_of(path.source(), path.their_id));
+        let is_new = old.is_none();
         if let Some(old) = old {
             path.our_id = old.our_id;
             let same = old.same_as(&path) && old.usable == path.usable;
-            old.received = Arc::clone(&path.received);
-            if same {
-                return;
-            }
             *old = path;
+            if same {
+                return (id, false);
+            }
         } else {
             let taken = |id: &u32| destination.paths.iter().any(|other| other.our_id == *id);
             path.our_id = (1..).find(|id| !taken(id)).expect("there are more numbers than paths");
             destination.paths.push(path);
         }
-        self.changed.insert(prefix);
+        self.reconsider(id);
+        (id, is_new)
     }
 
-    /// Takes a path of a source out.
-    pub(crate) fn withdraw(&mut self, prefix: IpNet, source: Option<IpAddr>, their_id: u32) {
-        if let Some(destination) = self.destinations.get_mut(&prefix) {
-            let before = destination.paths.len();
-            destination.paths.retain(|path| !path.is_of(source, their_id));
-            if destination.paths.len() != before {
-                self.changed.insert(prefix);
-            }
-        }
+    /// Takes a path of a source out; none: there was none.
+    pub(crate) fn withdraw(&mut self, nlri: &Nlri, source: Option<IpAddr>) -> Option<Withdrawn> {
+        let id = *self.numbers.get(&nlri.prefix)?;
+        let paths = &mut self.destinations[id.at()].paths;
+        let at = paths.iter().position(|path| path.is_of(source, nlri.id))?;
+        paths.remove(at);
+        let last = !paths.iter().any(|path| path.source() == source);
+        self.reconsider(id);
+        Some(Withdrawn { id, last })
     }
 
     /// Judges the learned paths of a prefix again: whether they are usable, and with which attributes.
-    pub(crate) fn judge(&mut self, prefix: IpNet, mut judge: impl FnMut(&Path) -> (bool, Arc<Attributes>)) {
-        let Some(destination) = self.destinations.get_mut(&prefix) else { return };
-        for path in destination.paths.iter_mut().filter(|path| path.learned.is_some()) {
+    pub(crate) fn judge(&mut self, prefix: &IpNet, mut judge: impl FnMut(&Path) -> (bool, Arc<Attributes>)) {
+        let Some(id) = self.numbers.get(prefix).copied() else { return };
+        let mut changed = false;
+        for path in self.destinations[id.at()].paths.iter_mut().filter(|path| path.learned.is_some()) {
             let (usable, attributes) = judge(path);
             if path.usable != usable || path.attributes.id != attributes.id {
-                (path.usable, path.attributes) = (usable, attributes);
-                self.changed.insert(prefix);
+                let (learned, received) = (path.learned.clone(), Arc::clone(&path.received));
+                path.shared = Arc::new(Shared { learned, received, attributes, usable });
+                changed = true;
             }
+        }
+        if changed {
+            self.reconsider(id);
         }
     }
 
-    /// Has a prefix decided again although nothing about its paths changed.
-    pub(crate) fn reconsider(&mut self, prefix: IpNet) {
-        self.changed.insert(prefix);
+    /// Has a destination decided again.
+    pub(crate) fn reconsider(&mut self, id: DestId) {
+        let destination = &mut self.destinations[id.at()];
+        if !std::mem::replace(&mut destination.changed, true) {
+            self.changed.push(id);
+        }
+    }
+
+    /// Has all destinations decided again for which `which` holds.
+    pub(crate) fn reconsider_all(&mut self, which: impl Fn(&IpNet) -> bool) {
+        let all: Vec<DestId> = self.iter().filter(|(_, one)| which(&one.prefix)).map(|(id, _)| id).collect();
+        all.into_iter().for_each(|id| self.reconsider(id));
     }
 
     /// Phase 2 of the decision process (RFC 4271 9.1.2) for all that changed. Learned paths of prefixes for which
     /// `deferred` holds are left for later (RFC 4724 section 4.1); the caller reconsiders them. `all`: destinations
-    /// whose best path stays the same are told too, since somebody wants more than the best.
+    /// whose best path stays the same are told too, since somebody wants more than the best. Returns those whose next hops
+    /// are others now.
     pub(crate) fn select(
         &mut self,
         rules: &Rules,
@@ -167,41 +256,51 @@ impl Rib {
         deferred: impl Fn(&IpNet) -> bool,
     ) -> Vec<Change> {
         let mut changes = vec![];
-        for prefix in std::mem::take(&mut self.changed) {
-            let Some(destination) = self.destinations.get_mut(&prefix) else { continue };
-            let later = deferred(&prefix);
-            let candidates =
-                destination.paths.iter().filter(|path| path.usable && (!later || path.learned.is_none()));
-            let equal = decision::equal(candidates, rules);
-            let new = equal.first().map(|path| (*path).clone());
-            let mut next_hops: Vec<IpAddr> = vec![];
-            for path in equal.iter().filter(|path| path.learned.is_some()) {
-                let next_hop = path.attributes.path.next_hop;
-                if !next_hops.contains(&next_hop) && next_hops.len() < rules.multipath.limit {
-                    next_hops.push(next_hop);
-                }
+        for id in std::mem::take(&mut self.changed) {
+            let destination = &mut self.destinations[id.at()];
+            destination.changed = false;
+            let later = deferred(&destination.prefix);
+            let Outcome { same, next_hops } =
+                destination.select(rules, |path| path.usable && (!later || path.learned.is_none()));
+            let tell = all || !same || next_hops.is_some();
+            if let Some(next_hops) = next_hops {
+                changes.push(Change { prefix: destination.prefix, next_hops });
             }
-            next_hops.sort_unstable();
-            let moved = next_hops != destination.next_hops;
-            let same = match (&destination.best, &new) {
-                (None, None) => true,
-                (Some(old), Some(new)) => old.same_as(new),
-                _ => false,
-            };
-            if !same {
-                destination.best = new;
-            }
-            if moved {
-                destination.next_hops.clone_from(&next_hops);
-            }
-            if all || !same || moved {
-                changes.push(Change { prefix, next_hops: moved.then_some(next_hops) });
-            }
-            if destination.paths.is_empty() {
-                self.destinations.remove(&prefix);
+            if tell {
+                self.tell(id);
+            } else {
+                self.release(id);
             }
         }
+        changes.sort_unstable_by_key(|change| change.prefix);
         changes
+    }
+
+    /// Has the groups told of a destination with the next flush.
+    pub(crate) fn tell(&mut self, id: DestId) {
+        let destination = &mut self.destinations[id.at()];
+        if !std::mem::replace(&mut destination.pending, true) {
+            self.pending.push(id);
+        }
+    }
+
+    /// Whether there is something to tell the groups.
+    pub(crate) fn is_pending(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// What the groups are to be told next, at most so many; [`Rib::told`] follows for each.
+    pub(crate) fn take_pending(&mut self, limit: usize) -> Vec<DestId> {
+        if self.pending.len() <= limit {
+            return std::mem::take(&mut self.pending);
+        }
+        self.pending.drain(..limit).collect()
+    }
+
+    /// All groups have been told of a destination.
+    pub(crate) fn told(&mut self, id: DestId) {
+        self.destinations[id.at()].pending = false;
+        self.release(id);
     }
 
     /// Whether nothing waits for [`Rib::select`].
@@ -209,15 +308,68 @@ impl Rib {
         self.changed.is_empty()
     }
 
+    /// The number of a prefix.
+    pub(crate) fn find(&self, prefix: &IpNet) -> Option<DestId> {
+        self.numbers.get(prefix).copied()
+    }
+
+    /// A destination that has its number.
+    pub(crate) fn at(&self, id: DestId) -> &Destination {
+        &self.destinations[id.at()]
+    }
+
     pub(crate) fn get(&self, prefix: &IpNet) -> Option<&Destination> {
-        self.destinations.get(prefix)
+        Some(self.at(self.find(prefix)?))
     }
 
     pub(crate) fn path(&self, nlri: &Nlri, source: Option<IpAddr>) -> Option<&Path> {
-        self.destinations.get(&nlri.prefix)?.paths.iter().find(|path| path.is_of(source, nlri.id))
+        self.get(&nlri.prefix)?.paths.iter().find(|path| path.is_of(source, nlri.id))
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&IpNet, &Destination)> {
-        self.destinations.iter()
+    /// By prefix.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (DestId, &Destination)> {
+        self.numbers.values().map(|id| (*id, self.at(*id)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::attribute::PathAttributes;
+
+    #[test]
+    fn a_number_is_given_again_when_nobody_has_a_path_and_everybody_was_told() {
+        let (mut rib, mut interner) = (Rib::default(), Interner::default());
+        let attributes = interner.intern(PathAttributes::originated(Ipv4Addr::new(10, 0, 0, 1).into()));
+        let net = |n: u8| IpNet::from(IpAddr::from([10, n, 0, 0]));
+        let settle = |rib: &mut Rib| drop(rib.select(&Rules::default(), false, |_| false));
+        let flush = |rib: &mut Rib| rib.take_pending(9).into_iter().for_each(|id| rib.told(id));
+        let own = || Path::own(Arc::clone(&attributes));
+        let (first, is_new) = rib.announce(net(1), own());
+        assert!(is_new && !rib.announce(net(1), own()).1);
+        settle(&mut rib);
+        flush(&mut rib);
+        assert!(rib.find(&net(1)) == Some(first) && rib.withdraw(&Nlri::from(net(1)), None).unwrap().last);
+        assert!(rib.withdraw(&Nlri::from(net(1)), None).is_none());
+        // Not decided, then not told.
+        let (second, _) = rib.announce(net(2), own());
+        settle(&mut rib);
+        let (third, _) = rib.announce(net(3), own());
+        assert!(first != second && second != third && first != third);
+        assert_eq!(rib.find(&net(1)), Some(first));
+        flush(&mut rib);
+        assert_eq!((rib.find(&net(1)), rib.announce(net(4), own()).0), (None, first));
+        // One that came and went before anybody decided.
+        let (fifth, _) = rib.announce(net(5), own());
+        rib.withdraw(&Nlri::from(net(5)), None);
+        settle(&mut rib);
+        assert_eq!((rib.find(&net(5)), rib.announce(net(6), own()).0), (None, fifth));
+        // The default routes keep theirs.
+        let default = Family::Ipv4.default_prefix();
+        rib.announce(default, own());
+        rib.withdraw(&Nlri::from(default), None);
+        settle(&mut rib);
+        flush(&mut rib);
+        assert!(rib.find(&default).is_some());
     }
 }

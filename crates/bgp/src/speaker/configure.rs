@@ -10,10 +10,11 @@ use super::peer::{Held, INCOMING, OUTGOING, Peer};
 use crate::config::{ConnectMode, Neighbour, NeighbourOptions, Role, SpeakerConfig};
 use crate::event::Action;
 use crate::export::policy::GroupKey;
+use crate::message::Nlri;
 use crate::message::Notification;
 use crate::message::attribute::PathAttributes;
 use crate::message::notification::cease;
-use crate::rib::Path;
+use crate::rib::{DestId, Path};
 use crate::session::fsm::{FsmEvent, State};
 use crate::types::Family;
 
@@ -47,15 +48,15 @@ impl Speaker {
             }
         }
         self.follow_ranges(&config);
-        let all: Vec<IpNet> = self.rib.iter().map(|(prefix, _)| *prefix).collect();
         if before.own_addresses != config.own_addresses
             || before.options.claimed_only != config.options.claimed_only
         {
-            all.iter().for_each(|prefix| self.judge(*prefix));
+            let all: Vec<IpNet> = self.rib.iter().map(|(_, destination)| destination.prefix).collect();
+            all.into_iter().for_each(|prefix| self.judge(prefix));
         }
         let rules = (before.options.med, before.options.multipath);
         if rules != (config.options.med, config.options.multipath) {
-            all.into_iter().for_each(|prefix| self.rib.reconsider(prefix));
+            self.rib.reconsider_all(|_| true);
         }
         if before.options.maintenance != config.options.maintenance
             || before.own_addresses != config.own_addresses
@@ -68,7 +69,7 @@ impl Speaker {
     fn configure_originated(&mut self, before: &SpeakerConfig) {
         let now = Arc::clone(&self.config);
         for prefix in before.originated.keys().filter(|prefix| !now.originated.contains_key(prefix)) {
-            self.rib.withdraw(*prefix, None, 0);
+            self.rib.withdraw(&Nlri::from(*prefix), None);
         }
         for (prefix, next_hop) in &now.originated {
             if before.originated.get(prefix) != Some(next_hop) {
@@ -144,9 +145,12 @@ impl Speaker {
         }
         if before.role != now.role {
             // Who else is told of its routes has changed.
-            let routes = self.peers.get(&address).map(|peer| peer.adj_in.iter().map(|nlri| nlri.prefix));
-            let routes: Vec<IpNet> = routes.into_iter().flatten().collect();
-            self.pending.extend(routes);
+            let routes = self.peers.get(&address).map(|peer| peer.adj_in.destinations());
+            let routes: Vec<DestId> = routes.into_iter().flatten().collect();
+            for id in routes {
+                self.rib.tell(id);
+                self.pace.pending(self.now);
+            }
         }
         self.regroup(address);
     }
@@ -160,11 +164,11 @@ impl Speaker {
             return;
         }
         self.select();
-        self.append_pending();
-        let moved = self.groups.get_mut(&old).and_then(|group| group.move_out(address));
+        self.append_all_pending();
+        let moved = self.groups.get_mut(&old).and_then(|group| group.move_out(&self.rib, address));
         let new = self.group(key);
         if let (Some(moved), Some(group)) = (moved, self.groups.get_mut(&new)) {
-            group.join_from(address, moved);
+            group.join_from(&self.rib, address, moved);
         }
         if let Some(session) = self.peers.get_mut(&address).and_then(|peer| peer.session.as_mut()) {
             session.group = new;

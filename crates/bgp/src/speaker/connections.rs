@@ -35,6 +35,7 @@ impl Speaker {
             return;
         };
         let at = peer.slot_for_incoming();
+        self.pace.greeted(self.now);
         if peer.slots[at].conn.is_some() {
             // The peer gave up its earlier attempt.
             self.fire(remote, at, FsmEvent::CollisionDump, Some(Notification::cease(cease::COLLISION)));
@@ -55,6 +56,7 @@ impl Speaker {
 
     pub(super) fn on_connected(&mut self, conn: ConnId) {
         if let Some((address, at)) = self.conns.get(&conn).copied() {
+            self.pace.greeted(self.now);
             self.fire(address, at, FsmEvent::TcpRequestAcked, None);
         }
     }

@@ -11,8 +11,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use ipnet::IpNet;
-
 use super::Speaker;
 use crate::config::{Restarted, Role, SpeakerConfig};
 use crate::event::Action;
@@ -111,12 +109,6 @@ impl Speaker {
             self.deferral = None;
         }
         self.settling.insert(family);
-        let prefixes: Vec<IpNet> = self
-            .rib
-            .iter()
-            .map(|(prefix, _)| *prefix)
-            .filter(|prefix| Family::of(prefix) == family)
-            .collect();
-        prefixes.into_iter().for_each(|prefix| self.rib.reconsider(prefix));
+        self.rib.reconsider_all(|prefix| Family::of(prefix) == family);
     }
 }

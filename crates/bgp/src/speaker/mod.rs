@@ -7,6 +7,7 @@
 //! | `connections.rs` | connections, messages, collisions (RFC 4271 6.8) |
 //! | `sessions.rs` | a session comes up or goes; stale routes of the peer (RFC 4724 4.2) |
 //! | `deferral.rs` | our own restart (RFC 4724 4.1) |
+//! | `pace.rs` | when changes go to the neighbours |
 //! | `ranges.rs` | neighbours that nobody lists |
 //! | `routes.rs` | UPDATEs into the RIB, import rule and filter, limits |
 //! | `report.rs` | what people see |
@@ -14,6 +15,7 @@
 mod configure;
 mod connections;
 mod deferral;
+mod pace;
 mod peer;
 mod ranges;
 mod report;
@@ -29,20 +31,22 @@ use ipnet::IpNet;
 
 use crate::config::{Claims, Restarted, SpeakerConfig};
 use crate::event::{Action, AfterStop, ConnId, Event};
-use crate::export::group::{Group, Limits, Out};
+use crate::export::group::{Group, Limits, Out, Outs};
 use crate::message::Notification;
 use crate::message::notification::cease;
-use crate::rib::{Destination, Interner, Path, Rib, Rules};
+use crate::rib::{Change, DestId, Destination, Interner, Path, Rib, Rules};
 use crate::session::fsm::FsmEvent;
 use crate::session::negotiated::{RestartBits, our_open};
 use crate::session::rng::Rng;
 use crate::session::slot::{Cx, Effect};
 use crate::types::{Families, Family};
 use deferral::Deferral;
+use pace::Pace;
 use peer::{GroupId, Peer};
 
-/// Shortest and longest time between two flushes, and how many times the cost of the last one.
-const PACE: (Duration, Duration, u32) = (Duration::from_millis(2), Duration::from_millis(50), 4);
+/// Prefixes that are brought into the groups' logs at once: neither what is needed for that nor what lies in the logs
+/// before it can be written grows with what has changed.
+const SLICE: usize = 16 << 10;
 
 /// A BGP speaker without sockets, clock or randomness.
 ///
@@ -63,10 +67,9 @@ pub struct Speaker {
     interner: Interner,
     groups: BTreeMap<GroupId, Group>,
     limits: Limits,
-    /// Best paths that changed and are not yet in the groups' logs.
-    pending: BTreeSet<IpNet>,
-    flushed_at: Duration,
-    pace: Duration,
+    pace: Pace,
+    /// Members have joined whose End-of-RIB goes after the next flush: what is pending belongs to their initial tables.
+    owes_end_of_rib: bool,
     deferral: Option<Deferral>,
     /// Neighbours from ranges of which perhaps nothing is left.
     leaving: BTreeSet<IpAddr>,
@@ -105,9 +108,8 @@ impl Speaker {
             interner: Interner::default(),
             groups: BTreeMap::new(),
             limits: Limits::DEFAULT,
-            pending: BTreeSet::new(),
-            flushed_at: now,
-            pace: PACE.0,
+            pace: Pace::new(now),
+            owes_end_of_rib: false,
             deferral: None,
             leaving: BTreeSet::new(),
             settling: Families::NONE,
@@ -139,7 +141,7 @@ impl Speaker {
             }
             Event::Refresh { peer } => self.ask_refresh(peer),
             Event::Lost { peer, purge, reason } => self.on_lost(peer, purge, reason),
-            Event::Flushed { took } => self.pace = (took * PACE.2).clamp(PACE.0, PACE.1),
+            Event::Flushed { took } => self.pace.took(took),
             Event::Stopped { routes } => self.on_stopped(routes),
         }
         self.on_timers();
@@ -151,7 +153,7 @@ impl Speaker {
     /// When [`Event::Timer`] is due; none: not before something else happens.
     pub fn deadline(&self) -> Option<Duration> {
         let peers = self.timers.first().map(|(at, _)| *at);
-        let flush = (!self.pending.is_empty()).then(|| self.flushed_at + self.pace);
+        let flush = self.pace.due();
         let deferral = self.deferral.as_ref().map(|deferral| deferral.until);
         [peers, flush, deferral].into_iter().flatten().min()
     }
@@ -239,8 +241,10 @@ impl Speaker {
         if !self.rib.is_settled() || !self.settling.is_empty() {
             self.select();
         }
-        let due = self.now >= self.flushed_at + self.pace;
-        if !self.settling.is_empty() || (!self.pending.is_empty() && due) {
+        if !self.settling.is_empty() {
+            self.append_all_pending();
+        }
+        if !self.settling.is_empty() || self.pace.due().is_some_and(|due| due <= self.now) {
             self.flush();
         }
         for family in std::mem::take(&mut self.settling).iter() {
@@ -257,10 +261,11 @@ impl Speaker {
         let rules = self.rules();
         let several = self.several_paths();
         for change in self.rib.select(&rules, several, |prefix| deferred.contains(Family::of(prefix))) {
-            self.pending.insert(change.prefix);
-            if let Some(next_hops) = change.next_hops {
-                self.actions.push(Action::RouteChanged { prefix: change.prefix, next_hops });
-            }
+            let Change { prefix, next_hops } = change;
+            self.actions.push(Action::RouteChanged { prefix, next_hops });
+        }
+        if self.rib.is_pending() {
+            self.pace.pending(self.now);
         }
     }
 
@@ -273,28 +278,46 @@ impl Speaker {
         self.groups.values().any(|group| !group.key().encoding.add_path.is_empty())
     }
 
-    /// Brings pending changes into all groups' logs and gives every member what it may have.
+    /// Brings pending changes into all groups' logs, as many as are good for one go, and gives every member what it may have.
     fn flush(&mut self) {
-        self.append_pending();
-        self.flushed_at = self.now;
+        self.append_pending(SLICE);
+        let goes_on = self.rib.is_pending();
+        self.pace.flushed(self.now, goes_on);
+        if !goes_on && std::mem::take(&mut self.owes_end_of_rib) {
+            let settled = |group: &Group| self.settled_families(group.key());
+            let all: Vec<(GroupId, Families)> =
+                self.groups.iter().map(|(id, group)| (*id, settled(group))).collect();
+            for (id, families) in all {
+                if let Some(group) = self.groups.get_mut(&id) {
+                    families.iter().for_each(|family| group.settle(family));
+                }
+            }
+        }
         self.pull_all();
     }
 
-    fn append_pending(&mut self) {
-        let pending = std::mem::take(&mut self.pending);
-        if pending.is_empty() {
-            return;
-        }
+    fn append_pending(&mut self, limit: usize) {
+        let pending = self.rib.take_pending(limit);
         let (rules, several) = (self.rules(), self.several_paths());
         let deferred = self.deferral.as_ref().map_or(Families::NONE, Deferral::families);
         let (rib, peers) = (&self.rib, &self.peers);
         let limit = |prefix: &IpNet| {
             if several && !deferred.contains(Family::of(prefix)) { usize::MAX } else { 1 }
         };
-        let paths =
-            |prefix: &IpNet| rib.get(prefix).map_or(vec![], |dest| outs(peers, dest, &rules, limit(prefix)));
+        let paths = |id: &DestId| {
+            let destination = rib.at(*id);
+            (*id, destination.prefix, outs(peers, destination, &rules, limit(&destination.prefix)))
+        };
         for group in self.groups.values_mut() {
-            group.update(pending.iter().map(|prefix| (*prefix, paths(prefix))));
+            group.update(pending.iter().map(paths));
+        }
+        pending.into_iter().for_each(|id| self.rib.told(id));
+    }
+
+    /// Brings all pending changes into all groups' logs.
+    fn append_all_pending(&mut self) {
+        while self.rib.is_pending() {
+            self.append_pending(SLICE);
         }
     }
 
@@ -309,7 +332,7 @@ impl Speaker {
         let Some(peer) = self.peers.get_mut(&member) else { return };
         let Some(session) = &peer.session else { return };
         let Some(group) = self.groups.get_mut(&session.group) else { return };
-        let pieces = group.pull(member);
+        let pieces = group.pull(&self.rib, member);
         if !pieces.is_empty() {
             let (conn, slot) = (session.conn, session.slot);
             let starts = peer.slots[slot].gave(pieces.iter().map(bytes::Bytes::len).sum(), self.now);
@@ -356,14 +379,17 @@ impl Speaker {
             }
         }
         self.timers.clear();
-        self.pending.clear();
+        self.pace.flushed(self.now, false);
         self.deferral = None;
     }
 }
 
 /// The best paths as the groups want them: with the role of the neighbour that each came from, as it is now.
-fn outs(peers: &BTreeMap<IpAddr, Peer>, of: &Destination, rules: &Rules, limit: usize) -> Vec<Out> {
+fn outs(peers: &BTreeMap<IpAddr, Peer>, of: &Destination, rules: &Rules, limit: usize) -> Outs {
     let role = |path: &Path| path.source().and_then(|source| peers.get(&source)).map(|p| p.neighbour.role);
-    let paths = of.ranked(rules, limit).into_iter();
-    paths.map(|path| Out { path: path.clone(), from: role(path) }).collect()
+    let out = |path: &Path| Out { path: path.clone(), from: role(path) };
+    if limit == 1 {
+        return of.best().map(out).into_iter().collect();
+    }
+    of.ranked(rules, limit).into_iter().map(out).collect()
 }

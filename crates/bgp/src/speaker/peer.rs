@@ -1,13 +1,14 @@
 //! A neighbour: its three connection slots, the session on one of them, and what it told us.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::{ConnectMode, Neighbour};
 use crate::event::ConnId;
 use crate::message::Nlri;
-use crate::rib::Learned;
+use crate::rib::{Attributes, DestId, Learned, Rib, Shared, Withdrawn};
 use crate::session::fsm::State;
 use crate::session::negotiated::Negotiated;
 use crate::session::slot::Slot;
@@ -32,6 +33,40 @@ pub(super) struct Session {
     pub(super) group: GroupId,
     /// Paths that the peer has not told again since its BoRR (RFC 7313 section 4), per family, and until when it may.
     pub(super) refreshing: BTreeMap<Family, (BTreeSet<Nlri>, Duration)>,
+    /// What its last path has in common with others.
+    last: Option<Arc<Shared>>,
+}
+
+impl Session {
+    pub(super) fn new(
+        (slot, conn): (usize, ConnId),
+        learned: Arc<Learned>,
+        negotiated: Negotiated,
+        group: GroupId,
+    ) -> Self {
+        Self { slot, conn, learned, negotiated, group, refreshing: BTreeMap::new(), last: None }
+    }
+
+    /// What a path has in common with those that came before it, if that is all.
+    pub(super) fn shared(
+        &mut self,
+        received: &Arc<Attributes>,
+        attributes: Arc<Attributes>,
+        usable: bool,
+    ) -> Arc<Shared> {
+        let same = |last: &&Arc<Shared>| {
+            Arc::ptr_eq(&last.received, received)
+                && Arc::ptr_eq(&last.attributes, &attributes)
+                && last.usable == usable
+        };
+        if let Some(last) = self.last.as_ref().filter(same) {
+            return Arc::clone(last);
+        }
+        let (learned, received) = (Some(Arc::clone(&self.learned)), Arc::clone(received));
+        let shared = Arc::new(Shared { learned, received, attributes, usable });
+        self.last = Some(Arc::clone(&shared));
+        shared
+    }
 }
 
 /// A neighbour that may not have a session for now.
@@ -51,9 +86,7 @@ pub(super) struct Peer {
     pub(super) slots: [Slot; 3],
     pub(super) session: Option<Session>,
     /// Paths that it gave us.
-    pub(super) adj_in: BTreeSet<Nlri>,
-    /// How many of them are of IPv4, and of IPv6.
-    pub(super) counts: [u32; 2],
+    pub(super) adj_in: AdjIn,
     /// Families whose count was warned about in this session.
     pub(super) warned: Families,
     /// Of the paths: kept over its restart and not refreshed yet (RFC 4724 section 4.2).
@@ -91,8 +124,7 @@ impl Peer {
             dynamic: false,
             slots: [Slot::new(false, now), Slot::new(true, now), Slot::new(true, now)],
             session: None,
-            adj_in: BTreeSet::new(),
-            counts: [0; 2],
+            adj_in: AdjIn::default(),
             warned: Families::NONE,
             stale: BTreeSet::new(),
             restart_until: None,
@@ -160,31 +192,59 @@ impl Peer {
         let idle = self.slots.iter().all(|slot| slot.conn.is_none());
         self.dynamic && idle && self.session.is_none() && self.adj_in.is_empty() && self.held.is_none()
     }
+}
 
-    /// Takes a path in. True: there was none.
-    pub(super) fn insert(&mut self, nlri: Nlri) -> bool {
-        let new = self.adj_in.insert(nlri);
-        if new {
-            self.counts[slot_of(Family::of(&nlri.prefix))] += 1;
-        }
-        new
+/// Adj-RIB-in (RFC 4271 section 3.2): where a peer has paths. The paths themselves stand in the RIB.
+#[derive(Debug, Default)]
+pub(super) struct AdjIn {
+    destinations: BTreeSet<DestId>,
+    /// Paths of IPv4, and of IPv6.
+    counts: [u32; 2],
+}
+
+impl AdjIn {
+    /// A path to a destination is there that was not there before.
+    pub(super) fn insert(&mut self, nlri: &Nlri, destination: DestId) {
+        self.destinations.insert(destination);
+        self.counts[Self::slot(Family::of(&nlri.prefix))] += 1;
     }
 
-    /// Lets a path go. True: there was one.
-    pub(super) fn remove(&mut self, nlri: &Nlri) -> bool {
-        let gone = self.adj_in.remove(nlri);
-        if gone {
-            self.counts[slot_of(Family::of(&nlri.prefix))] -= 1;
+    /// A path is there no more.
+    pub(super) fn remove(&mut self, nlri: &Nlri, withdrawn: &Withdrawn) {
+        if withdrawn.last {
+            self.destinations.remove(&withdrawn.id);
         }
-        gone
+        self.counts[Self::slot(Family::of(&nlri.prefix))] -= 1;
+    }
+
+    fn slot(family: Family) -> usize {
+        usize::from(family == Family::Ipv6)
     }
 
     /// Paths of a family.
     pub(super) fn count(&self, family: Family) -> u32 {
-        self.counts[slot_of(family)]
+        self.counts[Self::slot(family)]
     }
-}
 
-fn slot_of(family: Family) -> usize {
-    usize::from(family == Family::Ipv6)
+    /// Paths.
+    pub(super) fn len(&self) -> usize {
+        self.counts.iter().map(|count| *count as usize).sum()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.destinations.is_empty()
+    }
+
+    pub(super) fn destinations(&self) -> impl Iterator<Item = DestId> {
+        self.destinations.iter().copied()
+    }
+
+    /// The paths of `peer`, whose adj-RIB-in this is.
+    pub(super) fn paths<'a>(&'a self, rib: &'a Rib, peer: IpAddr) -> impl Iterator<Item = Nlri> + 'a {
+        self.destinations.iter().flat_map(move |id| {
+            let destination = rib.at(*id);
+            let theirs = destination.paths().iter().filter(move |path| path.source() == Some(peer));
+            theirs.map(|path| Nlri { prefix: destination.prefix, id: path.their_id })
+        })
+    }
 }

@@ -23,7 +23,7 @@ impl Speaker {
         for (address, peer) in &self.peers {
             let slot = peer.furthest();
             let group = peer.session.as_ref().and_then(|session| self.groups.get(&session.group));
-            let usable = |nlri: &&Nlri| self.rib.path(nlri, Some(*address)).is_some_and(|path| path.usable);
+            let usable = |nlri: &Nlri| self.rib.path(nlri, Some(*address)).is_some_and(|path| path.usable);
             all.push(PeerStatus {
                 name: peer.neighbour.name.clone(),
                 address: *address,
@@ -32,7 +32,7 @@ impl Speaker {
                 state: slot.state,
                 since: slot.since,
                 received: peer.adj_in.len(),
-                usable: peer.adj_in.iter().filter(usable).count(),
+                usable: peer.adj_in.paths(&self.rib, *address).filter(usable).count(),
                 stale: peer.stale.len(),
                 advertised: group.map_or(0, |group| group.advertised(*address)),
                 updates: peer.updates,
@@ -53,13 +53,14 @@ impl Speaker {
     /// All paths, by prefix.
     pub fn routes(&self) -> Vec<RouteStatus> {
         let mut all = vec![];
-        for (prefix, destination) in self.rib.iter() {
+        for (_, destination) in self.rib.iter() {
+            let prefix = destination.prefix;
             for path in destination.paths() {
                 let from = path.source();
                 let attributes = &path.attributes.path;
                 let peer = from.and_then(|from| self.peers.get(&from));
                 all.push(RouteStatus {
-                    prefix: *prefix,
+                    prefix,
                     next_hop: attributes.next_hop,
                     from,
                     originator_id: attributes.originator_id,
@@ -69,9 +70,7 @@ impl Speaker {
                     communities: attributes.communities(),
                     best: destination.best().is_some_and(|best| best.same_as(path)),
                     usable: path.usable,
-                    stale: peer.is_some_and(|peer| {
-                        peer.stale.contains(&Nlri { prefix: *prefix, id: path.their_id })
-                    }),
+                    stale: peer.is_some_and(|peer| peer.stale.contains(&Nlri { prefix, id: path.their_id })),
                 });
             }
         }
@@ -82,26 +81,32 @@ impl Speaker {
     pub fn advertised(&self, peer: IpAddr) -> Vec<(Nlri, PathAttributes)> {
         let session = self.peers.get(&peer).and_then(|peer| peer.session.as_ref());
         let group = session.and_then(|session| self.groups.get(&session.group));
-        let told = group.into_iter().flat_map(|group| group.told_to(peer));
-        told.map(|(nlri, attributes)| (*nlri, attributes.clone())).collect()
+        let told = group.into_iter().flat_map(|group| group.told_to(&self.rib, peer));
+        told.map(|(nlri, attributes)| (nlri, attributes.clone())).collect()
     }
 
     /// Paths that a peer has told us, as they came, each with whether it is let in and whether it is the best one.
     pub fn received_paths(&self, peer: IpAddr) -> Vec<(Nlri, PathAttributes, bool, bool)> {
-        let all = self.peers.get(&peer).into_iter().flat_map(|peer| &peer.adj_in);
-        let path = |nlri: &Nlri| {
-            let path = self.rib.path(nlri, Some(peer))?;
+        let all = self.paths_of(peer).into_iter();
+        let path = |nlri: Nlri| {
+            let path = self.rib.path(&nlri, Some(peer))?;
             let best = self.rib.get(&nlri.prefix).and_then(|destination| destination.best());
             let is_best = best.is_some_and(|best| best.same_as(path));
-            Some((*nlri, path.received.path.clone(), path.usable, is_best))
+            Some((nlri, path.received.path.clone(), path.usable, is_best))
         };
         all.filter_map(path).collect()
     }
 
+    /// What stands in a peer's adj-RIB-in, in order.
+    fn paths_of(&self, address: IpAddr) -> BTreeSet<Nlri> {
+        let peer = self.peers.get(&address).into_iter();
+        peer.flat_map(|peer| peer.adj_in.paths(&self.rib, address)).collect()
+    }
+
     /// What a peer has told us, as it came.
     pub fn received(&self, peer: IpAddr) -> Vec<(Nlri, PathAttributes)> {
-        let all = self.peers.get(&peer).into_iter().flat_map(|peer| &peer.adj_in);
-        let path = |nlri: &Nlri| Some((*nlri, self.rib.path(nlri, Some(peer))?.received.path.clone()));
+        let all = self.paths_of(peer).into_iter();
+        let path = |nlri: Nlri| Some((nlri, self.rib.path(&nlri, Some(peer))?.received.path.clone()));
         all.filter_map(path).collect()
     }
 

@@ -81,7 +81,6 @@ impl Speaker {
         let received = self.interner.intern(attributes);
         let Some(peer) = self.peers.get_mut(&address) else { return };
         let Some(session) = &mut peer.session else { return };
-        let learned = Arc::clone(&session.learned);
         let mut importer =
             Importer { claims: &self.claims, config: &self.config, interner: &mut self.interner };
         for nlri in &prefixes {
@@ -91,19 +90,20 @@ impl Speaker {
         }
         let mut exceeded = None;
         for nlri in prefixes {
-            if peer.insert(nlri) {
+            peer.stale.remove(&nlri);
+            let (usable, attributes) = importer.import(&peer.neighbour, address, &nlri.prefix, &received);
+            let Some(session) = &mut peer.session else { break };
+            let shared = session.shared(&received, attributes, usable);
+            let (destination, is_new) = self.rib.announce(nlri.prefix, Path::new(shared, nlri.id));
+            if is_new {
+                peer.adj_in.insert(&nlri, destination);
                 let family = Family::of(&nlri.prefix);
-                let over = |max: &&crate::config::MaxPrefixes| peer.count(family) > max.limit;
+                let over = |max: &&crate::config::MaxPrefixes| peer.adj_in.count(family) > max.limit;
                 if let Some(max) = peer.neighbour.options.max_prefixes.get(&family).filter(over) {
                     exceeded = Some((family, *max));
                     break;
                 }
             }
-            peer.stale.remove(&nlri);
-            let (usable, attributes) = importer.import(&peer.neighbour, address, &nlri.prefix, &received);
-            let (learned, received) = (Some(Arc::clone(&learned)), Arc::clone(&received));
-            let path = Path { learned, their_id: nlri.id, our_id: 0, received, attributes, usable };
-            self.rib.announce(nlri.prefix, path);
         }
         if peer.stale.is_empty() {
             peer.stale_until = None;
@@ -128,7 +128,7 @@ impl Speaker {
     fn warn_of_many(&mut self, address: IpAddr) {
         let Some(peer) = self.peers.get_mut(&address) else { return };
         for (family, max) in &peer.neighbour.options.max_prefixes {
-            let (count, percent) = (peer.count(*family), u64::from(max.warn_percent));
+            let (count, percent) = (peer.adj_in.count(*family), u64::from(max.warn_percent));
             let many = u64::from(count) * 100 >= u64::from(max.limit) * percent;
             if percent > 0 && many && !peer.warned.contains(*family) {
                 peer.warned.insert(*family);
@@ -155,7 +155,7 @@ impl Speaker {
         let mut importer =
             Importer { claims: &self.claims, config: &self.config, interner: &mut self.interner };
         let peers = &self.peers;
-        self.rib.judge(prefix, |path| {
+        self.rib.judge(&prefix, |path| {
             let Some((address, peer)) = path.source().and_then(|source| Some((source, peers.get(&source)?)))
             else {
                 return (false, Arc::clone(&path.received));
@@ -173,7 +173,7 @@ impl Speaker {
         let all: Vec<IpNet> = self
             .peers
             .get(&address)
-            .map(|peer| peer.adj_in.iter().map(|nlri| nlri.prefix).collect())
+            .map(|peer| peer.adj_in.destinations().map(|id| self.rib.at(id).prefix).collect())
             .unwrap_or_default();
         all.into_iter().for_each(|prefix| self.judge(prefix));
     }
@@ -219,8 +219,9 @@ impl Speaker {
             // RFC 7313 section 4: markers of a peer that did not offer them are ignored.
             Subtype::Begin | Subtype::End if !session.negotiated.enhanced_refresh => {}
             Subtype::Begin => {
-                let all = peer.adj_in.iter().filter(|nlri| Family::of(&nlri.prefix) == family);
-                session.refreshing.insert(family, (all.copied().collect(), self.now + REFRESH_TIME));
+                let all =
+                    peer.adj_in.paths(&self.rib, address).filter(|nlri| Family::of(&nlri.prefix) == family);
+                session.refreshing.insert(family, (all.collect(), self.now + REFRESH_TIME));
             }
             Subtype::End => {
                 if let Some((gone, _)) = session.refreshing.remove(&family) {

@@ -21,6 +21,7 @@ use crate::types::{Families, Family};
 
 impl Speaker {
     pub(super) fn on_session_up(&mut self, address: IpAddr, at: usize) {
+        self.pace.greeted(self.now);
         let Some(peer) = self.peers.get_mut(&address) else { return };
         let slot = &peer.slots[at];
         let (Some(conn), Some(negotiated)) = (slot.conn, slot.negotiated.clone()) else { return };
@@ -48,8 +49,7 @@ impl Speaker {
         }
         let group = self.join(address, key, &negotiated);
         let Some(peer) = self.peers.get_mut(&address) else { return };
-        let refreshing = std::collections::BTreeMap::new();
-        peer.session = Some(Session { slot: at, conn, learned, negotiated, group, refreshing });
+        peer.session = Some(Session::new((at, conn), learned, negotiated, group));
         peer.was_up = true;
         peer.warned = Families::NONE;
         peer.last_error = None;
@@ -63,11 +63,15 @@ impl Speaker {
     /// Puts a peer into its group, which is made if it is the first.
     fn join(&mut self, address: IpAddr, key: GroupKey, negotiated: &Negotiated) -> GroupId {
         self.select();
-        self.append_pending();
-        let settled = self.settled_families(&key);
+        let settled = if self.rib.is_pending() {
+            self.owes_end_of_rib = true;
+            Families::NONE
+        } else {
+            self.settled_families(&key)
+        };
         let id = self.group(key);
         if let Some(group) = self.groups.get_mut(&id) {
-            group.join(address, negotiated.families, settled, negotiated.enhanced_refresh);
+            group.join(&self.rib, address, negotiated.families, settled, negotiated.enhanced_refresh);
         }
         id
     }
@@ -81,7 +85,7 @@ impl Speaker {
         let limit = if key.encoding.add_path.is_empty() { 1 } else { usize::MAX };
         let mut group = Group::new(key, self.limits);
         let (rules, peers) = (self.rules(), &self.peers);
-        group.update(self.rib.iter().map(|(prefix, dest)| (*prefix, outs(peers, dest, &rules, limit))));
+        group.update(self.rib.iter().map(|(id, dest)| (id, dest.prefix, outs(peers, dest, &rules, limit))));
         self.groups.insert(id, group);
         id
     }
@@ -131,7 +135,7 @@ impl Speaker {
                 || (already && restart.second_restart == SecondRestart::Delete)
         };
         let (gone, stale): (Vec<Nlri>, Vec<Nlri>) =
-            peer.adj_in.iter().partition(|nlri| deletes(nlri, peer.stale.contains(nlri)));
+            peer.adj_in.paths(&self.rib, address).partition(|nlri| deletes(nlri, peer.stale.contains(nlri)));
         peer.stale = stale.into_iter().collect();
         if !peer.stale.is_empty() {
             let seconds = negotiated.graceful_restart.as_ref().map_or(0, |restart| restart.time);
@@ -149,7 +153,7 @@ impl Speaker {
 
     /// Drops everything that a peer told us.
     pub(super) fn drop_routes(&mut self, address: IpAddr) {
-        let all = self.peers.get(&address).map(|peer| peer.adj_in.iter().copied().collect());
+        let all = self.peers.get(&address).map(|peer| peer.adj_in.paths(&self.rib, address).collect());
         self.remove_routes(address, all.unwrap_or_default());
     }
 
@@ -167,8 +171,8 @@ impl Speaker {
         let Some(peer) = self.peers.get_mut(&address) else { return };
         for nlri in paths {
             peer.stale.remove(&nlri);
-            if peer.remove(&nlri) {
-                self.rib.withdraw(nlri.prefix, Some(address), nlri.id);
+            if let Some(withdrawn) = self.rib.withdraw(&nlri, Some(address)) {
+                peer.adj_in.remove(&nlri, &withdrawn);
             }
         }
         if peer.stale.is_empty() {
@@ -257,7 +261,7 @@ impl Speaker {
             let path = self.rib.path(nlri, Some(address));
             path.is_none_or(|path| path.received.path.originator_id.is_none())
         };
-        let own = peer.adj_in.iter().filter(is_own).copied().collect();
+        let own = peer.stale.iter().filter(is_own).copied().collect();
         self.remove_routes(address, own);
     }
 
