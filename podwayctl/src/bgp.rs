@@ -71,10 +71,12 @@ pub(crate) fn unexpected(reply: &RoutedReply) -> Failure {
 fn peer_table(peers: &[BgpPeerStatus]) -> Table {
     // What is not there of anybody takes no column.
     let watched = peers.iter().any(|peer| peer.bfd.is_some());
+    let asked = peers.iter().any(|peer| peer.kernel.is_some());
     let told = peers.iter().any(|peer| peer.told.is_some());
     let ignored = peers.iter().any(|peer| peer.ignored > 0 || peer.remark.is_some());
     let mut heads = vec!["NAME", "ADDRESS", "ASN", "ROLE", "STATE", "SINCE", "RECEIVED", "SENT", "STALE"];
     heads.extend(watched.then_some("BFD"));
+    heads.extend(asked.then_some("KERNEL"));
     heads.push("LAST ERROR");
     heads.extend(told.then_some("TOLD"));
     heads.extend(ignored.then_some("IGNORED"));
@@ -96,6 +98,12 @@ fn peer_table(peers: &[BgpPeerStatus]) -> Table {
             None => "".into(),
             Some("up") => Cell::toned("up", Tone::Good),
             Some(other) => Cell::toned(other, Tone::Bad),
+        }));
+        row.extend(asked.then(|| match peer.kernel.as_deref() {
+            None => "".into(),
+            Some("answers") => Cell::toned("answers", Tone::Good),
+            Some("dead") => Cell::toned("dead", Tone::Bad),
+            Some(other) => Cell::toned(other, Tone::Warning),
         }));
         row.push(peer.last_error.clone().unwrap_or_default().into());
         row.extend(told.then(|| {
@@ -162,6 +170,7 @@ mod tests {
             stale: 0,
             updates: 0,
             bfd: None,
+            kernel: None,
             last_error: last_error.map(str::to_owned),
             told: None,
             told_seconds: None,
@@ -171,6 +180,7 @@ mod tests {
         let mut peers = [peer("n2", "Established", None), peer("n3", "Active", Some("hold timer expired"))];
         insta::assert_snapshot!(peer_table(&peers).render(false, 0));
         peers[0].bfd = Some("up".to_owned());
+        peers[0].kernel = Some("answers".to_owned());
         peers[1].told = Some("maximum number of prefixes reached (6/1)".to_owned());
         peers[1].told_seconds = Some(130);
         peers[1].ignored = 2;

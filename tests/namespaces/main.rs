@@ -9,6 +9,7 @@ mod claims;
 mod connectivity;
 mod controller;
 mod enforcement;
+mod failures;
 mod host_ports;
 mod pmtu;
 mod restarts;
@@ -42,7 +43,11 @@ fn run_with_etcdctl(test: &str, body: impl FnOnce() -> Result<()>) {
 
 /// A cluster with two pods per node, `a-<n>` in namespace `demo` and `b-<n>` in namespace `ops`.
 fn cluster_with_pods(options: ClusterOptions) -> Result<Cluster> {
-    let mut cluster = Cluster::up(options)?;
+    with_pods(Cluster::up(options)?)
+}
+
+/// Puts them into a cluster that runs.
+fn with_pods(mut cluster: Cluster) -> Result<Cluster> {
     cluster.add_namespaces(&[("demo", &[("team", "shop")]), ("ops", &[("team", "ops")])])?;
     let plans: Vec<PodPlan> = (0..cluster.lab.nodes.len())
         .flat_map(|node| [("demo", "a", node), ("ops", "b", node)])

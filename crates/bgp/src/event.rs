@@ -88,7 +88,8 @@ pub enum Event {
     Lost {
         /// Whose.
         peer: IpAddr,
-        /// Its forwarding is gone too: no route is kept, whatever graceful restart says.
+        /// Its forwarding is gone too: no route to it is kept, whatever graceful restart says. What it reflected is
+        /// kept where no other reflector is up.
         purge: bool,
         /// For people.
         reason: String,
@@ -153,6 +154,8 @@ pub enum Action {
         peer: IpAddr,
         /// Whether it is up.
         up: bool,
+        /// It went down because the hold timer expired.
+        silent: bool,
         /// What happened to the routes, and why, for people.
         reason: String,
     },

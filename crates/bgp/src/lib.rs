@@ -32,7 +32,7 @@
 //! | 7947 | partly: attributes pass as they are; no table per client | `policy.rs` |
 //! | 8212 | [`config::Import::None`] and [`config::Export::None`] | `policy.rs` |
 //! | 8326 | done, both sides | `policy.rs` |
-//! | 8538 | done | `restart.rs` |
+//! | 8538 | done; dead or restarted is the shell's to find out with [`fate`] | `restart.rs`, `fate.rs` |
 //! | 8654 | done | `wire.rs` |
 //! | 8950 | done for IPv4 unicast | `wire.rs` |
 //! | 9234 | done | `wire.rs`, `policy.rs` |
@@ -43,6 +43,7 @@ pub mod bfd;
 pub mod config;
 pub mod event;
 mod export;
+pub mod fate;
 pub mod filter;
 pub mod message;
 mod rib;

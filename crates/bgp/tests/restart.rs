@@ -133,6 +133,36 @@ fn whoever_is_known_to_be_dead_is_forgotten_at_once() {
     }));
 }
 
+#[test]
+fn what_a_dead_reflector_told_of_others_stays_while_no_other_is_up() {
+    let (own, reflected) = (ROUTE, "10.2.0.0/16");
+    let dead = |rig: &mut Rig, peer: &str| {
+        for purge in [false, true] {
+            rig.step(Event::Lost { peer: ip(peer), purge, reason: "test".to_owned() });
+        }
+    };
+    for others in [false, true] {
+        let reflector = || internal(Role::Reflector);
+        let mut rig = Rig::new(with([("10.0.0.1", reflector()), ("10.0.0.2", reflector())]));
+        let conn = rig.establish_and_read("10.0.0.1", &restartable("10.0.0.1"));
+        rig.announce(conn, &attributes("10.0.0.1"), &nlri(own));
+        let of_another = PathAttributes {
+            originator_id: Some("10.0.0.9".parse().unwrap()),
+            cluster_list: vec!["10.0.0.1".parse().unwrap()],
+            ..attributes("10.0.0.9")
+        };
+        rig.announce(conn, &of_another, &nlri(reflected));
+        if others {
+            rig.establish_and_read("10.0.0.2", &restartable("10.0.0.2"));
+        }
+        dead(&mut rig, "10.0.0.1");
+        assert_eq!(rig.next_hop(own), None, "nobody forwards any more");
+        assert_eq!(rig.next_hop(reflected).is_some(), !others, "another reflector speaks for it, or nobody");
+        rig.pass(Duration::from_secs(61));
+        assert_eq!(rig.next_hop(reflected), None, "not beyond the restart time");
+    }
+}
+
 fn long_lived(id: &str, seconds: u64) -> Open {
     let mut open = restartable(id);
     let time = Duration::from_secs(seconds);

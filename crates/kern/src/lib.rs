@@ -8,6 +8,7 @@
 //! | [`facts`] | one look at a node's interfaces, addresses and default routes (async) |
 //! | [`fib`] | the trait through which a dataplane programs routes, for the kernel and for a stateful fake |
 //! | [`conntrack`] | deletes connection tracking entries by address |
+//! | [`icmp`] | asks another node's kernel for a sign of life |
 //! | [`sysctl`] | reads and writes `/proc/sys` |
 //! | [`nft`] | nftables transport |
 //! | [`tc`] | traffic control: token buckets, redirection |
@@ -25,6 +26,7 @@ pub mod conntrack;
 mod error;
 pub mod facts;
 pub mod fib;
+pub mod icmp;
 pub mod monitor;
 mod netlink;
 pub mod nft;

@@ -116,7 +116,7 @@ fn number(socket: impl AsFd, level: libc::c_int, name: libc::c_int, value: u8) -
 }
 
 #[allow(unsafe_code, reason = "setsockopt with values that nix has no type for")]
-fn set<T>(socket: impl AsFd, level: libc::c_int, name: libc::c_int, value: &T) -> nix::Result<()> {
+pub(crate) fn set<T>(socket: impl AsFd, level: libc::c_int, name: libc::c_int, value: &T) -> nix::Result<()> {
     let length = libc::socklen_t::try_from(size_of::<T>()).unwrap_or(libc::socklen_t::MAX);
     // SAFETY: the kernel reads `length` octets, the size of what `value` points to; the descriptor is open.
     let result = unsafe {

@@ -284,6 +284,9 @@ pub struct BgpConfig {
     /// Differentiated services code point of the cluster's own sessions; none: CS6.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dscp: Option<u8>,
+    /// Whether nodes watch each other by BFD, and with which timers; none: they do not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bfd: Option<NodeBfd>,
     /// Communities by name, for filters.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub communities: CommunitySets,
@@ -310,10 +313,21 @@ impl Default for BgpConfig {
             restart_time_seconds: 120,
             password_file: None,
             dscp: None,
+            bfd: None,
             communities: CommunitySets::new(),
             node_asns: vec![],
         }
     }
+}
+
+/// BFD timers between nodes (RFC 5880). Nodes may be many hops apart, so it is always that of RFC 5883.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeBfd {
+    /// Interval in milliseconds, both ways.
+    pub interval_ms: u32,
+    /// Detection multiplier.
+    pub multiplier: u8,
 }
 
 /// Who has BGP sessions with whom inside the cluster.

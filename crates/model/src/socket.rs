@@ -560,6 +560,10 @@ pub struct BgpPeerStatus {
     /// BFD's word, where the peer is watched: `up`, or why it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bfd: Option<String>,
+    /// What the peer's kernel says to echoes, where it is another node: `answers`, or why a dead node could not be told
+    /// from a restarted daemon.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<String>,
     /// Why the session is not, or was last not, established.
     pub last_error: Option<String>,
     /// The last NOTIFICATION that the peer was sent; it stays when a session is up again.

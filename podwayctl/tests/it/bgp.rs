@@ -126,6 +126,7 @@ fn one_peer_is_asked_for_by_address_or_name() {
         stale: 0,
         updates: 0,
         bfd: None,
+        kernel: None,
         last_error: None,
         told: Some("malformed AS_PATH (3/11)".to_owned()),
         told_seconds: Some(9),

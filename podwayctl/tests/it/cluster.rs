@@ -194,6 +194,7 @@ fn bgp_sessions_come_from_the_socket() {
                 stale: 0,
                 updates: 0,
                 bfd: None,
+                kernel: None,
                 last_error: None,
                 told: None,
                 told_seconds: None,

@@ -5,12 +5,18 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use podway_bgp::Speaker;
+use podway_bgp::fate::Fate;
 use podway_bgp::message::Nlri;
 use podway_bgp::message::attribute::PathAttributes;
 use podway_model::socket::{BgpPathStatus, BgpPeerStatus, BgpRouteStatus};
 
-/// All sessions. `bfd`: what BFD has last said of them.
-pub(super) fn peers(speaker: &Speaker, now: Duration, bfd: &BTreeMap<IpAddr, String>) -> Vec<BgpPeerStatus> {
+/// All sessions. `bfd`: what BFD has last said of them; `fate`: what is known of their kernels.
+pub(super) fn peers(
+    speaker: &Speaker,
+    now: Duration,
+    bfd: &BTreeMap<IpAddr, String>,
+    fate: &Fate,
+) -> Vec<BgpPeerStatus> {
     let one = |peer: podway_bgp::event::PeerStatus| BgpPeerStatus {
         name: peer.name,
         address: peer.address,
@@ -23,6 +29,7 @@ pub(super) fn peers(speaker: &Speaker, now: Duration, bfd: &BTreeMap<IpAddr, Str
         stale: peer.stale,
         updates: peer.updates,
         bfd: bfd.get(&peer.address).cloned(),
+        kernel: fate.kernel(peer.address).map(|kernel| kernel.as_str().to_owned()),
         last_error: peer.last_error,
         told_seconds: peer.told.as_ref().map(|(_, at)| now.saturating_sub(*at).as_secs()),
         told: peer.told.map(|(told, _)| told),

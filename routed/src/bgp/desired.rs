@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use podway_bgp::config::{
-    Claims, ConnectMode, Export, GracefulRestart, Import, Neighbour, NeighbourOptions, Role, SecondRestart,
-    SpeakerConfig, SpeakerOptions, Transport,
+    Bfd, Claims, ConnectMode, Export, GracefulRestart, Import, Neighbour, NeighbourOptions, Role,
+    SecondRestart, SpeakerConfig, SpeakerOptions, Transport,
 };
 use podway_bgp::types::Families;
 use podway_model::cluster::{Backend, BgpConfig, NodeRecord, Topology};
@@ -43,6 +43,13 @@ pub(crate) struct Desired {
 }
 
 impl Desired {
+    /// Addresses of other nodes, whose kernels may be asked.
+    pub(super) fn nodes(&self) -> BTreeSet<IpAddr> {
+        let is_node = |neighbour: &Neighbour| neighbour.import == Import::Claimed;
+        let neighbours = self.config.neighbours.iter();
+        neighbours.filter(|(_, neighbour)| is_node(neighbour)).map(|(address, _)| *address).collect()
+    }
+
     /// Whoever cannot be what documents say of it now stays what it was: a mistake ends no session that works.
     pub(super) fn keep_unfollowed(&mut self, before: &SpeakerConfig) {
         // A node of that name is told apart by its import rule.
@@ -96,7 +103,7 @@ fn graceful_restart(bgp: &BgpConfig) -> Option<GracefulRestart> {
         deferral_time: DEFERRAL.min(restart_time),
         // A daemon that is restarted twice in a row must not cut its node off.
         second_restart: SecondRestart::Keep,
-        // A dead node must be known by its hold timer as long as nobody asks its kernel.
+        // Only between nodes, whose kernels can be asked: see their options.
         notifications: false,
     })
 }
@@ -139,6 +146,13 @@ fn neighbours(
                     ttl_security: None,
                     dscp: bgp.dscp,
                 },
+                bfd: bgp.bfd.map(|bfd| Bfd {
+                    interval: Duration::from_millis(bfd.interval_ms.into()),
+                    multiplier: bfd.multiplier,
+                    multihop: true,
+                }),
+                // A silent node is dead or restarts: its kernel is asked, so neither is mistaken for the other.
+                notifications_restart: Some(true),
                 ..NeighbourOptions::default()
             },
         };
@@ -204,7 +218,7 @@ pub(crate) fn router_id_clashes(view: &ClusterView) -> Vec<String> {
 mod tests {
     use podway_model::bgp::{BgpFilter, InternalRole, NodeAsn, PeerOptions};
     use podway_model::cluster::{
-        Assignment, BgpPeer, PeerExport, PeerImport, Pool, Reflector, SourceAddress,
+        Assignment, BgpPeer, NodeBfd, PeerExport, PeerImport, Pool, Reflector, SourceAddress,
     };
     use podway_model::ids::{IfName, Mtu};
     use podway_model::k8s::LabelSelector;
@@ -480,6 +494,27 @@ mod tests {
             desired.config.neighbours.values().map(|other| (other.asn.number(), other.role)).collect();
         assert_eq!(others, [(65001, Role::External), (65003, Role::External), (65002, Role::Mesh)]);
         assert_eq!(desired.config.mistakes(), []);
+    }
+
+    #[test]
+    fn nodes_are_asked_and_watched_and_peers_outside_are_not() {
+        let mut view = view(Topology::Mesh);
+        view.peers.insert("tor".parse().unwrap(), peer("192.0.2.1", 65000, LabelSelector::default()));
+        let desired = |view: &ClusterView| desired_bgp(view, &name("n2"), &facts()).unwrap();
+        let nodes: Vec<String> = desired(&view).nodes().iter().map(ToString::to_string).collect();
+        assert_eq!(nodes, ["10.0.0.1", "10.0.0.3", "fd00::6"]);
+        for bfd in [None, Some(NodeBfd { interval_ms: 100, multiplier: 3 })] {
+            view.config.bgp.bfd = bfd;
+            let desired = desired(&view);
+            assert_eq!(desired.config.mistakes(), []);
+            let wanted =
+                bfd.map(|_| Bfd { interval: Duration::from_millis(100), multiplier: 3, multihop: true });
+            for (address, neighbour) in &desired.config.neighbours {
+                let is_node = desired.nodes().contains(address);
+                assert_eq!(neighbour.options.bfd, wanted.filter(|_| is_node), "{address}");
+                assert_eq!(neighbour.options.notifications_restart, is_node.then_some(true), "{address}");
+            }
+        }
     }
 
     #[test]

@@ -18,6 +18,7 @@
 //! | `writer.rs` | what the kernel takes at once, and what waits |
 //! | `transport.rs` | signatures, TTL security, class of service |
 //! | `bfd.rs` | the thread that watches neighbours by BFD |
+//! | `echo.rs` | asks other nodes' kernels whether they live |
 //! | `peers_file.rs` | who was up before a restart |
 //! | `standalone/` | the speaker alone: `routed speaker` |
 //! | `answers.rs` | its state for the admin socket |
@@ -29,6 +30,7 @@ mod answers;
 mod bfd;
 mod connection;
 mod desired;
+mod echo;
 #[cfg(test)]
 mod operator_tests;
 mod peers;
@@ -240,7 +242,7 @@ fn answer(query: Query, shell: Option<&mut Shell>) {
     match query {
         Query::Peers(asker) => {
             let peers = shell
-                .map(|shell| answers::peers(shell.speaker(), shell.now(), shell.bfd()))
+                .map(|shell| answers::peers(shell.speaker(), shell.now(), shell.bfd(), shell.fate()))
                 .unwrap_or_default();
             let _ = asker.send(peers);
         }

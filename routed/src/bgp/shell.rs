@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use podway_bgp::config::{Neighbour, Restarted};
+use podway_bgp::fate::{self, Fate, Kernel};
 use podway_bgp::{Action, AfterStop, ConnId, Event, Speaker};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -15,6 +16,7 @@ use tokio::time::Instant;
 use super::bfd::{Change, Watch, Watched};
 use super::connection::{self, Listeners};
 use super::desired::Desired;
+use super::echo::{Answer, Echoes};
 use super::peers_file::PeersFile;
 use super::transport::{Carriage, Keys};
 use super::writer::{self, Writer};
@@ -46,6 +48,8 @@ pub(super) enum Wake {
     Listen,
     /// BFD has something to say.
     Bfd(Change),
+    /// Kernels of other nodes have answered.
+    Answered(Vec<Answer>),
     /// The speaker is to be told what was written at once: it may give more.
     Written,
 }
@@ -73,6 +77,10 @@ pub(super) struct Shell {
     watch: Option<Watch>,
     /// What BFD has last said of whom it watches.
     bfd: BTreeMap<IpAddr, String>,
+    /// Who is dead, and whose daemon restarts.
+    fate: Fate,
+    /// None: there is no other node to ask.
+    echoes: Option<Echoes>,
     listen_at: Option<Instant>,
     /// When a flush began whose cost is not known yet: the connections' tasks have not run.
     flushing: Option<Instant>,
@@ -100,6 +108,8 @@ impl Shell {
             keys: Keys::read(&desired.config),
             watch: None,
             bfd: BTreeMap::new(),
+            fate: Fate::new(jitter_seed()),
+            echoes: None,
             listen_at: None,
             flushing: None,
             peers_file,
@@ -110,6 +120,7 @@ impl Shell {
         let claims = Arc::new(shell.desired.claims.clone());
         shell.perform(actions);
         shell.step(Event::Claimed(claims));
+        shell.follow_nodes();
         shell.listen();
         shell.follow_bfd();
         shell
@@ -126,7 +137,8 @@ impl Shell {
             self.speaker.step(self.now(), Event::Flushed { took: begin.elapsed() }, &mut none);
             self.perform(none);
         }
-        let deadline = self.speaker.deadline().map(|at| self.began + at);
+        let deadlines = [self.speaker.deadline(), self.fate.deadline()];
+        let deadline = deadlines.into_iter().flatten().min().map(|at| self.began + at);
         let listen_at = self.listen_at;
         let sleep = async {
             match [deadline, listen_at].into_iter().flatten().min() {
@@ -139,6 +151,7 @@ impl Shell {
             Some(event) = self.events.1.recv() => Wake::Event(event),
             Some((stream, remote)) = self.accepted.1.recv() => Wake::Accepted(stream, remote),
             Some(change) = next_change(self.watch.as_mut()) => Wake::Bfd(change),
+            answers = next_answers(self.echoes.as_ref()) => Wake::Answered(answers),
             () = sleep => if listen_at.is_some_and(|at| at <= Instant::now()) { Wake::Listen } else { Wake::Deadline },
         }
     }
@@ -156,7 +169,14 @@ impl Shell {
                 }
             }
             Wake::Accepted(stream, remote) => self.on_accepted(stream, remote),
-            Wake::Deadline => self.step(Event::Timer),
+            Wake::Deadline => {
+                // What waits at the sockets is heard before anybody is judged: it may be we who were away.
+                let waiting = self.echoes.as_ref().map(Echoes::take).unwrap_or_default();
+                self.on_answers(waiting);
+                self.judge(fate::Event::Timer);
+                self.step(Event::Timer);
+            }
+            Wake::Answered(answers) => self.on_answers(answers),
             Wake::Written => {
                 for (conn, bytes) in std::mem::take(&mut self.written) {
                     self.step(Event::Sent { conn, bytes });
@@ -169,12 +189,57 @@ impl Shell {
                     *said = what.trim_start_matches("BFD: ").to_owned();
                 }
                 if lost {
-                    // Whether the node is dead or its daemon restarts is not known: graceful restart holds.
+                    // Whether the node is dead or its daemon restarts is not known yet: graceful restart holds.
                     self.step(Event::Lost { peer, purge: false, reason: what });
                 }
             }
         }
         while self.tasks.try_join_next().is_some() {}
+        let settled: Vec<IpAddr> = self.fate.asked().filter(|peer| !self.speaker.is_stale(*peer)).collect();
+        settled.into_iter().for_each(|peer| self.judge(fate::Event::Settled(peer)));
+    }
+
+    fn on_answers(&mut self, answers: Vec<Answer>) {
+        for (peer, number) in answers {
+            self.judge(fate::Event::Answered { peer, number });
+        }
+    }
+
+    /// Runs the core that tells dead nodes from restarted daemons.
+    fn judge(&mut self, event: fate::Event) {
+        let mut actions = vec![];
+        self.fate.step(self.now(), event, &mut actions);
+        for action in actions {
+            match action {
+                fate::Action::Ask { peer, number } => {
+                    if let Some(echoes) = &self.echoes {
+                        echoes.ask(peer, number);
+                    }
+                }
+                fate::Action::Alive(peer) => {
+                    tracing::info!(%peer, "the peer's kernel answers: its daemon restarts, and routes stay");
+                }
+                fate::Action::Dead(peer) => {
+                    let reason = match self.fate.kernel(peer) {
+                        Some(Kernel::Dead) => "the node is dead: its kernel does not answer",
+                        _ => "the node is silent, and nothing is known of its kernel",
+                    };
+                    tracing::warn!(%peer, "{reason}; its routes go");
+                    self.step(Event::Lost { peer, purge: true, reason: reason.to_owned() });
+                }
+            }
+        }
+    }
+
+    /// Asks the kernels of the nodes that there are.
+    fn follow_nodes(&mut self) {
+        let nodes = self.desired.nodes();
+        if nodes.is_empty() {
+            self.echoes = None;
+        } else {
+            self.echoes.get_or_insert_with(|| Echoes::open(jitter_seed()));
+        }
+        self.judge(fate::Event::Configured(nodes));
     }
 
     /// Follows the cluster.
@@ -190,6 +255,7 @@ impl Shell {
         }
         if before.config != self.desired.config {
             self.step(Event::Configured(Arc::new(self.desired.config.clone())));
+            self.follow_nodes();
         }
         self.follow_bfd();
     }
@@ -225,6 +291,8 @@ impl Shell {
 
     /// Ends all sessions and waits until what must be said is said.
     pub(super) async fn stop(mut self, routes: AfterStop) {
+        // RFC 5880 section 6.8.16, before the silence: nobody takes our end for a failure.
+        self.watch = None;
         self.step(Event::Stopped { routes });
         self.writers.clear();
         self.events.1.close();
@@ -268,6 +336,11 @@ impl Shell {
     /// What BFD says of neighbours.
     pub(super) fn bfd(&self) -> &BTreeMap<IpAddr, String> {
         &self.bfd
+    }
+
+    /// What is known of other nodes' kernels.
+    pub(super) fn fate(&self) -> &Fate {
+        &self.fate
     }
 
     pub(super) fn speaker(&self) -> &Speaker {
@@ -339,7 +412,7 @@ impl Shell {
     }
 
     fn perform(&mut self, actions: Vec<Action>) {
-        let mut overflown = vec![];
+        let (mut overflown, mut changed) = (vec![], vec![]);
         let mut actions = actions.into_iter().peekable();
         while let Some(action) = actions.next() {
             match action {
@@ -373,7 +446,10 @@ impl Shell {
                         routes.insert(prefix, next_hops);
                     }
                 }
-                Action::PeerChanged { peer, up, reason } => self.on_peer_changed(peer, up, &reason),
+                Action::PeerChanged { peer, up, silent, reason } => {
+                    self.on_peer_changed(peer, up, &reason);
+                    changed.push(if up { fate::Event::Up(peer) } else { fate::Event::Down { peer, silent } });
+                }
                 Action::Ignoring { peer, what } => tracing::warn!(%peer, "ignoring from BGP peer: {what}"),
                 Action::Warned { peer, what } => tracing::warn!(%peer, "{what}"),
                 Action::Refused { mistakes } => {
@@ -388,6 +464,8 @@ impl Shell {
                 }
             }
         }
+        // After all actions: what follows from it comes after what is in them.
+        changed.into_iter().for_each(|event| self.judge(event));
         for conn in overflown {
             if self.writers.remove(&conn).is_some() {
                 self.step(Event::Closed { conn, reason: "the peer does not read".to_owned() });
@@ -412,6 +490,14 @@ impl Shell {
 async fn next_change(watch: Option<&mut Watch>) -> Option<Change> {
     match watch {
         Some(watch) => watch.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Answers of other nodes' kernels; if nobody is asked, nothing.
+async fn next_answers(echoes: Option<&Echoes>) -> Vec<Answer> {
+    match echoes {
+        Some(echoes) => echoes.next().await,
         None => std::future::pending().await,
     }
 }

@@ -147,7 +147,7 @@ fn a_key_that_cannot_be_read_means_no_connection() {
         let open = Speaker::start(&config(1, &neighbour(&one, &two, "passive: true")));
         let mut shell = Shell::new(desired, None, None);
         let failed = |shell: &Shell| {
-            let peers = super::answers::peers(shell.speaker(), shell.now(), shell.bfd());
+            let peers = super::answers::peers(shell.speaker(), shell.now(), shell.bfd(), shell.fate());
             peers[0].last_error.as_ref().is_some_and(|error| error.contains("TCP MD5 key"))
         };
         let begin = tokio::time::Instant::now();

@@ -129,6 +129,9 @@ pub struct NeighbourOptions {
     pub shutdown: Option<String>,
     /// Maintenance towards this neighbour (RFC 8326).
     pub maintenance: bool,
+    /// Whether NOTIFICATIONs and an expired hold timer count as a restart (RFC 8538); none: as
+    /// [`super::GracefulRestart::notifications`] says.
+    pub notifications_restart: Option<bool>,
     /// Whether the shell shall watch it by BFD (RFC 5882), and with which timers.
     pub bfd: Option<Bfd>,
     /// How the shell shall carry the session.
@@ -172,6 +175,7 @@ impl Default for NeighbourOptions {
             export: None,
             shutdown: None,
             maintenance: false,
+            notifications_restart: None,
             bfd: None,
             transport: Transport::default(),
         }

@@ -44,7 +44,7 @@ pub(crate) fn our_open(config: &SpeakerConfig, neighbour: &Neighbour, bits: Rest
             four_octet_as: Some(asn),
             graceful_restart: config.graceful_restart.as_ref().map(|restart| GracefulRestart {
                 restarting: bits.restarting,
-                notification: restart.notifications,
+                notification: options.notifications_restart.unwrap_or(restart.notifications),
                 time: seconds(restart.restart_time, 4095),
                 families,
                 preserved: if preserved { families } else { Families::NONE },
@@ -117,7 +117,10 @@ impl Negotiated {
         let hold_time = own_hold.min(Duration::from_secs(u64::from(theirs.hold_time)));
         let graceful_restart =
             capabilities.graceful_restart.clone().filter(|_| config.graceful_restart.is_some());
-        let ours_notify = config.graceful_restart.as_ref().is_some_and(|restart| restart.notifications);
+        let ours_notify = config
+            .graceful_restart
+            .as_ref()
+            .is_some_and(|restart| options.notifications_restart.unwrap_or(restart.notifications));
         let extended_next_hop = options.extended_next_hop && capabilities.extended_next_hop;
         let several = |wanted: bool, theirs: Families| match wanted {
             true => families.and(theirs),

@@ -57,9 +57,11 @@ pub(crate) enum Effect {
 pub(crate) enum Loss {
     /// The connection ended without a NOTIFICATION: perhaps a restart (RFC 4724 section 4.2).
     Connection(String),
-    /// A NOTIFICATION was sent or received, or the hold timer expired: the routes go, unless both sides take that for
+    /// A NOTIFICATION was sent or received: the routes go, unless both sides take that for
     /// a restart (RFC 8538).
     Notified(String),
+    /// The hold timer expired: treated as a NOTIFICATION, and told apart by whoever knows more of the peer.
+    Silence(String),
     /// A Hard Reset, or what we say means the end for good: the routes go.
     Hard(String),
 }
@@ -277,6 +279,8 @@ impl Slot {
                     Loss::Connection(why)
                 } else if notification.is_some_and(Notification::is_hard) {
                     Loss::Hard(why)
+                } else if event == FsmEvent::HoldExpired {
+                    Loss::Silence(why)
                 } else {
                     Loss::Notified(why)
                 }));

@@ -213,7 +213,7 @@ fn needs_new_open(before: &NeighbourOptions, now: &NeighbourOptions) -> bool {
             (options.hold_time, options.send_hold, options.extended_messages, options.enhanced_refresh),
             (options.extended_next_hop, options.add_path.receive, options.add_path.send > 0),
             (options.relation, options.relation_strict, options.long_lived),
-            (options.local_as.map(|local| local.asn), options.first_as),
+            (options.local_as.map(|local| local.asn), options.first_as, options.notifications_restart),
         )
     };
     said(before) != said(now)

@@ -45,6 +45,11 @@ impl Speaker {
         all
     }
 
+    /// Whether routes of a neighbour are kept over its restart.
+    pub fn is_stale(&self, peer: IpAddr) -> bool {
+        self.peers.get(&peer).is_some_and(|peer| !peer.stale.is_empty())
+    }
+
     /// All paths, by prefix.
     pub fn routes(&self) -> Vec<RouteStatus> {
         let mut all = vec![];

@@ -56,7 +56,8 @@ impl Speaker {
         peer.restart_until = None;
         self.deferral_session_up(address);
         self.pull(address);
-        self.actions.push(Action::PeerChanged { peer: address, up: true, reason: "established".to_owned() });
+        let reason = "established".to_owned();
+        self.actions.push(Action::PeerChanged { peer: address, up: true, silent: false, reason });
     }
 
     /// Puts a peer into its group, which is made if it is the first.
@@ -111,15 +112,18 @@ impl Speaker {
         let (kept, why) = match loss {
             Loss::Connection(why) => (restart, why),
             // RFC 8538 section 4: a NOTIFICATION other than Hard Reset, and the hold timer, are a restart too.
-            Loss::Notified(why) if session.negotiated.notifications_restart => (restart, why),
-            Loss::Notified(why) | Loss::Hard(why) => (Families::NONE, why),
+            Loss::Notified(why) | Loss::Silence(why) if session.negotiated.notifications_restart => {
+                (restart, why)
+            }
+            Loss::Notified(why) | Loss::Silence(why) | Loss::Hard(why) => (Families::NONE, why),
         };
+        let silent = matches!(loss, Loss::Silence(_));
         self.keep_stale(address, kept, &session.negotiated);
         let reason = match self.peers.get(&address).map_or(0, |peer| peer.stale.len()) {
             0 => why.clone(),
             stale => format!("{why}; {stale} routes are kept for its restart"),
         };
-        self.actions.push(Action::PeerChanged { peer: address, up: false, reason });
+        self.actions.push(Action::PeerChanged { peer: address, up: false, silent, reason });
     }
 
     /// Marks the routes of the families in `kept` stale and drops all others.
@@ -236,9 +240,29 @@ impl Speaker {
             }
         }
         if purge {
-            self.drop_routes(address);
+            self.bury(address);
         }
         self.rearm(address);
+    }
+
+    /// A peer's forwarding is gone, and its routes with it. What it reflected leads to others: while no other reflector
+    /// is there to speak for them, the last that is known of them stays until the restart timer ends it.
+    fn bury(&mut self, address: IpAddr) {
+        let reflects = |peer: &Peer| peer.neighbour.role == Role::Reflector;
+        let others = self
+            .peers
+            .iter()
+            .any(|(other, peer)| *other != address && reflects(peer) && peer.session.is_some());
+        if others || !self.peers.get(&address).is_some_and(reflects) {
+            return self.drop_routes(address);
+        }
+        let Some(peer) = self.peers.get(&address) else { return };
+        let is_own = |nlri: &&Nlri| {
+            let path = self.rib.path(nlri, Some(address));
+            path.is_none_or(|path| path.received.path.originator_id.is_none())
+        };
+        let own = peer.stale.iter().filter(is_own).copied().collect();
+        self.remove_routes(address, own);
     }
 
     /// A peer that was held may come again.

@@ -330,7 +330,7 @@ impl Net {
                         node.kernel.insert(prefix, next_hops);
                     }
                 }
-                Action::PeerChanged { peer, up, reason } => {
+                Action::PeerChanged { peer, up, reason, .. } => {
                     let node = &mut self.nodes[i];
                     if up {
                         node.up.insert(peer)

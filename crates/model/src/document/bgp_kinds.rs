@@ -10,7 +10,7 @@ use crate::bgp::{
     NodeAsn, PeerBfd, PeerFamily, PeerNextHop, PeerOptions, PeerRelation, PrefixLimit, PrefixMatch, Prepend,
     RouteOrigin, RouteSource,
 };
-use crate::cluster::{PeerExport, PeerImport};
+use crate::cluster::{NodeBfd, PeerExport, PeerImport};
 
 const ASN: &str = "an AS number (1 to 4294967294, not 23456)";
 const ADDRESS: &str = "an IPv4 or IPv6 address";
@@ -316,12 +316,25 @@ fn limit(field: &Field<'_>) -> Option<PrefixLimit> {
     Some(PrefixLimit { limit: limit?, warn_percent: warn_percent?, restart_seconds: restart_seconds? })
 }
 
-fn bfd(field: &Field<'_>) -> Option<PeerBfd> {
-    let map = field.map("BFD timers (intervalMs, multiplier, multihop)")?;
+/// BFD timers between nodes.
+pub(super) fn node_bfd(field: &Field<'_>) -> Option<NodeBfd> {
+    let map = field.map("BFD timers (intervalMs, multiplier)")?;
+    let (interval_ms, multiplier) = timers(&map);
+    map.refuse_unknown();
+    Some(NodeBfd { interval_ms: interval_ms?, multiplier: multiplier? })
+}
+
+fn timers(map: &Map<'_>) -> (Option<u32>, Option<u8>) {
     let interval_ms = map.or("intervalMs", 300, |f| {
         number(f, "10 to 60000 milliseconds", |n: u32| (10..=60_000).contains(&n).then_some(n))
     });
     let multiplier = map.or("multiplier", 3, |f| number(f, "1 to 255", |n: u8| (n > 0).then_some(n)));
+    (interval_ms, multiplier)
+}
+
+fn bfd(field: &Field<'_>) -> Option<PeerBfd> {
+    let map = field.map("BFD timers (intervalMs, multiplier, multihop)")?;
+    let (interval_ms, multiplier) = timers(&map);
     let multihop = map.or("multihop", false, Field::boolean);
     map.refuse_unknown();
     Some(PeerBfd { interval_ms: interval_ms?, multiplier: multiplier?, multihop: multihop? })

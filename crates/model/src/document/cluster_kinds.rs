@@ -165,6 +165,7 @@ fn bgp(field: &Field<'_>) -> Option<BgpConfig> {
     });
     let password_file = map.maybe("passwordFile", absolute_path);
     let dscp = map.maybe("dscp", dscp);
+    let bfd = map.maybe("bfd", bgp_kinds::node_bfd);
     let communities = map.or("communities", default.communities, bgp_kinds::communities);
     let node_asns = map.or("nodeAsns", default.node_asns, bgp_kinds::node_asns);
     map.refuse_unknown();
@@ -176,6 +177,7 @@ fn bgp(field: &Field<'_>) -> Option<BgpConfig> {
         restart_time_seconds: restart_time_seconds?,
         password_file: password_file?,
         dscp: dscp?,
+        bfd: bfd?,
         communities: communities?,
         node_asns: node_asns?,
     })

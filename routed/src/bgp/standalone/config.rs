@@ -477,6 +477,7 @@ impl Reader<'_> {
             default_originate: options.default_originate.as_deref().map_or(Families::NONE, families),
             shutdown: options.shutdown.clone(),
             maintenance: options.maintenance.unwrap_or(false),
+            notifications_restart: None,
             bfd: options.bfd.map(|bfd| Bfd {
                 interval: Duration::from_millis(bfd.interval_ms),
                 multiplier: bfd.multiplier,
