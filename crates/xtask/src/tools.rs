@@ -42,7 +42,7 @@ pub(crate) const PROTOC_INCLUDE: Need = need(
 );
 
 /// Everything that build, demo and tests use.
-pub(crate) const ALL: [Need; 13] = [
+pub(crate) const ALL: [Need; 15] = [
     PROTOC,
     PROTOC_INCLUDE,
     need("ip", "iproute2", true, "looking at links and routes from outside our own code"),
@@ -52,6 +52,8 @@ pub(crate) const ALL: [Need; 13] = [
     need("etcdctl", "etcd-client", false, "tests of the example roles for etcd, which are made with it"),
     need("ping", "iputils-ping", false, "looking into a lab that was kept"),
     need("tcpdump", "tcpdump", false, "looking into a lab that was kept"),
+    need("iptables-nft", "iptables", false, "tests beside a host's own firewall"),
+    need("iptables-legacy", "iptables", false, "tests beside a host's own firewall"),
     need("bird", "bird2", false, "BGP tests against another implementation"),
     need("birdc", "bird2", false, "BGP tests against another implementation"),
     need("gobgpd", "gobgpd", false, "BGP tests against another implementation"),
@@ -174,6 +176,11 @@ impl Tools {
             if let Ok(path) = std::env::join_paths(libraries) {
                 environment.push(("LD_LIBRARY_PATH", path));
             }
+        }
+        // Where the matches and targets of an unpacked iptables are.
+        let extensions = self.root.join("usr/lib").join(format!("{arch}-linux-gnu/xtables"));
+        if extensions.is_dir() {
+            environment.push(("XTABLES_LIBDIR", extensions.into()));
         }
         environment.extend(self.foreign_environment());
         if let Some(protoc) = self.path_of("protoc") {
