@@ -30,6 +30,7 @@ pub(crate) struct Metrics {
     blocks: Family<State, Gauge>,
     routes: Family<State, Gauge>,
     problems: Gauge,
+    foreign_firewalls: Gauge,
     events: Family<Event, Gauge>,
 }
 
@@ -60,6 +61,11 @@ impl Metrics {
             metrics.routes.clone(),
         );
         registry.register("problems", "Problems that podwayctl status lists", metrics.problems.clone());
+        registry.register(
+            "foreign_firewalls",
+            "Forward chains of others that drop packets of pods",
+            metrics.foreign_firewalls.clone(),
+        );
         registry.register(
             "dataplane_events",
             "What the data plane counted since start",
@@ -92,6 +98,7 @@ impl Metrics {
         let dataplane = inputs.dataplane;
         let problems = dataplane.problems.len() + inputs.underlay.problems.len() + view.problems.len();
         self.problems.set(saturating(problems));
+        self.foreign_firewalls.set(saturating(dataplane.foreign_firewalls));
         for (event, count) in &dataplane.counters {
             let count = i64::try_from(*count).unwrap_or(i64::MAX);
             self.events.get_or_create(&Event { event }).set(count);

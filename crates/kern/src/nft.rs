@@ -26,7 +26,8 @@ use podway_nft::encode::decode::{self, Replies, ReplyKind};
 use podway_nft::encode::wire::{BATCH_BEGIN, BATCH_END, NLM_F_ACK, NLM_F_DUMP};
 use podway_nft::encode::{self, number::msg};
 use podway_nft::{
-    CommitError, Errno, Name, Nftables, Op, Policy, TableDump, TableFlags, TableId, TableState, Transaction,
+    ChainDump, CommitError, Errno, Name, Nftables, Op, Policy, RuleDump, TableDump, TableFlags, TableId,
+    TableState, Transaction,
 };
 
 pub use log::{Logged, NftLog};
@@ -117,6 +118,36 @@ impl NftSocket {
     /// Whether a table has this chain.
     pub fn has_chain(&mut self, table: &TableId, chain: &Name) -> Result<bool, CommitError> {
         self.query(msg::GETCHAIN, Some((table, Some(chain.as_str()))), |_| ())
+    }
+
+    /// All base chains in this namespace, without their rules, and the tables that they are in.
+    pub fn base_chains(&mut self) -> Result<Vec<(TableId, ChainDump)>, CommitError> {
+        let mut chains = Vec::new();
+        self.consistently(|socket| {
+            chains.clear();
+            socket.dump(msg::GETCHAIN, None, |family, attributes| {
+                let chain = decode::chain(attributes).filter(|chain| chain.base.is_some());
+                chains.extend(id_of(family, attributes).zip(chain));
+            })
+        })?;
+        Ok(chains)
+    }
+
+    /// The rules of one chain, in order; none without the chain.
+    pub fn rules(&mut self, table: &TableId, chain: &Name) -> Result<Vec<RuleDump>, CommitError> {
+        let mut rules = Vec::new();
+        self.consistently(|socket| {
+            rules.clear();
+            // Table and chain of a rule have the numbers of table and set of a list of elements. Old kernels do not filter.
+            let of = Some((table, Some(chain.as_str())));
+            socket.dump(msg::GETRULE, of, |family, attributes| {
+                let rule = decode::rule(attributes).filter(|(name, _)| *name == chain.as_str());
+                if id_of(family, attributes).as_ref() == Some(table) {
+                    rules.extend(rule.map(|(_, rule)| rule));
+                }
+            })
+        })?;
+        Ok(rules)
     }
 
     fn next_seq(&mut self) -> u32 {

@@ -75,11 +75,32 @@ pub struct ClusterConfig {
     pub bgp: BgpConfig,
     /// Masquerade of pods that leave the cluster.
     pub masquerade: MasqueradeConfig,
+    /// Whether nodes keep rules in iptables' chain FORWARD that let pods through.
+    #[serde(skip_serializing_if = "Switch::is_on")]
+    pub forward_rules: Switch,
     /// NetworkPolicy settings.
     pub policy: PolicyConfig,
     /// The nodes that there are; none: only operators free nodes that are gone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub inventory: Option<Inventory>,
+}
+
+/// Something that is on unless it is turned off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Switch(pub bool);
+
+impl Default for Switch {
+    fn default() -> Self {
+        Self(true)
+    }
+}
+
+impl Switch {
+    /// Whether it is on.
+    pub fn is_on(&self) -> bool {
+        self.0
+    }
 }
 
 /// The nodes that there are. `routed controller` frees one that is missing here for longer than the grace period.

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use ipnet::IpNet;
+
 use crate::expr::Field;
 use crate::name::Name;
 use crate::object::{BaseChain, Element, Set, TableFlags, TableId, TableState};
@@ -149,6 +151,11 @@ pub struct RuleDump {
     pub exprs: Vec<String>,
     /// Fields that must have a value, as far as we know them (`FIELD VALUE`), in order.
     pub asked: Vec<(Field, Value)>,
+    /// Source and destination addresses that must lie in a prefix, in order. One that is met in another way, by a set or
+    /// an extension of iptables, is not there.
+    pub networks: Vec<(Field, IpNet)>,
+    /// Whether it ends with the verdict accept.
+    pub accepts: bool,
 }
 
 /// A kernel that keeps tables.

@@ -42,18 +42,17 @@ pub(crate) const PROTOC_INCLUDE: Need = need(
 );
 
 /// Everything that build, demo and tests use.
-pub(crate) const ALL: [Need; 15] = [
+pub(crate) const ALL: [Need; 14] = [
     PROTOC,
     PROTOC_INCLUDE,
     need("ip", "iproute2", true, "looking at links and routes from outside our own code"),
     need("nft", "nftables", true, "listing nftables rules from outside our own code"),
+    need("iptables-nft", "iptables", false, "tests beside the rules of others"),
     need("nsenter", "util-linux", true, "stepping into a node or a pod"),
     need("etcd", "etcd-server", false, "the cluster store; without it the demo runs on the file store"),
     need("etcdctl", "etcd-client", false, "tests of the example roles for etcd, which are made with it"),
     need("ping", "iputils-ping", false, "looking into a lab that was kept"),
     need("tcpdump", "tcpdump", false, "looking into a lab that was kept"),
-    need("iptables-nft", "iptables", false, "tests beside a host's own firewall"),
-    need("iptables-legacy", "iptables", false, "tests beside a host's own firewall"),
     need("bird", "bird2", false, "BGP tests against another implementation"),
     need("birdc", "bird2", false, "BGP tests against another implementation"),
     need("gobgpd", "gobgpd", false, "BGP tests against another implementation"),
@@ -177,7 +176,7 @@ impl Tools {
                 environment.push(("LD_LIBRARY_PATH", path));
             }
         }
-        // Where the matches and targets of an unpacked iptables are.
+        // Where iptables looks for its extensions.
         let extensions = self.root.join("usr/lib").join(format!("{arch}-linux-gnu/xtables"));
         if extensions.is_dir() {
             environment.push(("XTABLES_LIBDIR", extensions.into()));

@@ -15,6 +15,7 @@ use podway_model::cluster::Backend;
 use podway_model::ids::{MacAddr, Mtu, NodeName, Vni, WireguardKey};
 use podway_model::names::UNREACHABLE_METRIC;
 
+use super::forward::Wanted as Forward;
 use super::{backends, mtu};
 use crate::view::{BgpRoutes, ClusterView, LocalFacts, OwnBlockState};
 
@@ -48,6 +49,8 @@ pub(crate) struct Desired {
     pub(crate) sysctls: Vec<(Sysctl, &'static str)>,
     /// Masquerade; none: not wanted.
     pub(crate) masquerade: Option<Masquerade>,
+    /// What foreign forward chains shall let through; none: not known yet.
+    pub(crate) forward: Option<Forward>,
     /// Nodes that can be reached through a neighbour on one of our links: the kernel's neighbour table must
     /// hold so many.
     pub(crate) neighbours_on_link: usize,
@@ -166,6 +169,10 @@ pub(crate) fn desired(inputs: Inputs<'_>) -> Desired {
     let mut out = Desired {
         prune: view.synced && (backend != Backend::Bgp || bgp.synced),
         masquerade: view.config.masquerade.enabled.then(|| masquerade(view)),
+        forward: Some(Forward {
+            pools: view.pools.values().map(|pool| pool.cidr.trunc()).collect(),
+            rules: view.config.forward_rules.is_on(),
+        }),
         ..Desired::default()
     };
     let reject = |target| RouteSpec { target, source: None, mtu: None };

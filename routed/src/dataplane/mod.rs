@@ -15,6 +15,7 @@
 //! | `reconcile` | reads, plans, applies, until nothing is left to do; for any kernel, fake or real |
 //! | `notice` | pure: which changes by others concern us |
 //! | `tables` | the nft tables: masquerade and guard |
+//! | `forward` | forward chains of others: rules in iptables', a report of the rest |
 //! | `sysctls` | what forwarding needs |
 //! | `pods` | repair of the CNI plugin's pod routes |
 //! | `run` | the task: waits for inputs, kernel changes and time |
@@ -22,7 +23,7 @@
 //! | [`status`] | what others are told |
 //!
 //! Owner of: tunnel devices `podway.*`, routes and next-hop objects of protocol 112, the tables
-//! `podway-masq` and `podway-guard`, and the sysctls that forwarding needs. It repairs the CNI plugin's pod
+//! `podway-masq` and `podway-guard`, rules with its comment in iptables' chain FORWARD, and the sysctls that forwarding needs. It repairs the CNI plugin's pod
 //! routes (protocol 113) and never sweeps them. What does not carry one of these marks is never touched.
 
 mod actual;
@@ -30,6 +31,7 @@ mod backends;
 mod cleanup;
 pub(crate) mod desired;
 mod encapsulation;
+mod forward;
 pub(crate) mod mtu;
 mod notice;
 mod plan;

@@ -214,8 +214,14 @@ impl Task {
         if inputs || self.due.nft <= Instant::now() {
             self.due.nft = now + tables::LOOK_EVERY;
             let masquerade = self.desired.as_ref().map(|desired| desired.masquerade.as_ref());
-            let repaired = self.tables.ensure(masquerade, &self.local_pods);
+            let forward = self.desired.as_ref().and_then(|desired| desired.forward.as_ref());
+            let before = self.tables.in_the_way().to_vec();
+            let repaired = self.tables.ensure(masquerade, &self.local_pods, forward);
             self.count("table_repairs", repaired);
+            for problem in self.tables.in_the_way().iter().filter(|problem| !before.contains(problem)) {
+                tracing::warn!("{problem}");
+            }
+            self.shown.foreign_firewalls = self.tables.in_the_way().len();
         }
         self.publish();
         Ok(())
@@ -312,7 +318,7 @@ impl Task {
 
     fn publish(&mut self) {
         self.shown.problems = self.told.clone();
-        self.shown.problems.extend(self.tables.problems().iter().cloned());
+        self.shown.problems.extend(self.tables.problems().cloned());
         self.shown.problems.extend(self.pod_problems.iter().cloned());
         self.shown.counters.insert("reads", self.reconciler.reads);
         self.status.send_if_modified(|status| {

@@ -24,6 +24,8 @@ pub(crate) struct DataplaneStatus {
     pub(crate) node_problems: BTreeMap<NodeName, String>,
     /// Other problems, the most important first.
     pub(crate) problems: Vec<String>,
+    /// Firewalls of others that are in the way of pods; they are among the problems.
+    pub(crate) foreign_firewalls: usize,
     /// Counters, by name.
     pub(crate) counters: BTreeMap<&'static str, u64>,
 }

@@ -1,6 +1,8 @@
 //! The nft tables of the data plane: the masquerade, whose only writer is `routed`; the guard, which the CNI plugin
 //! may have written first, and the CNI plugin's host ports, both of which `routed` repairs.
 //!
+//! Forward chains of others are looked at together with them ([`super::forward`]).
+//!
 //! Pods that come and go change elements of the masquerade: its rules, and connections that are being translated by
 //! them, are not touched.
 //!
@@ -17,6 +19,7 @@ use podway_model::names::MASQ_TABLE;
 use podway_nft::{CommitError, Name, Nftables as _, TableId, TableState, Transaction, tables};
 
 use super::desired::Masquerade;
+use super::forward::{self, Wanted as Forward};
 use super::ports::HostPorts;
 
 /// How often the tables are looked at.
@@ -31,6 +34,8 @@ pub(crate) struct Tables {
     seen: Option<Seen>,
     pub(super) ports: HostPorts,
     problems: Vec<String>,
+    /// Firewalls of others that are in the way.
+    in_the_way: Vec<String>,
 }
 
 /// The last look.
@@ -42,6 +47,8 @@ struct Seen {
     masquerade: Option<Masquerade>,
     /// Addresses of local pods then.
     pods: BTreeSet<IpAddr>,
+    /// What was wanted of others then.
+    forward: Option<Forward>,
 }
 
 impl Tables {
@@ -50,7 +57,7 @@ impl Tables {
         let attempted = || "open an nftables socket".to_owned();
         let socket =
             NftSocket::open().map_err(|source| KernelError::Io { attempted: attempted(), source })?;
-        Ok(Self { socket, seen: None, ports: HostPorts::default(), problems: vec![] })
+        Ok(Self { socket, seen: None, ports: HostPorts::default(), problems: vec![], in_the_way: vec![] })
     }
 
     /// Makes the tables what they shall be, and says how many of them somebody else had changed. `None`: nothing
@@ -60,9 +67,10 @@ impl Tables {
         &mut self,
         masquerade: Option<Option<&Masquerade>>,
         pods: &BTreeSet<IpAddr>,
+        forward: Option<&Forward>,
     ) -> usize {
         self.problems.clear();
-        match self.look(masquerade, pods) {
+        match self.look(masquerade, pods, forward) {
             Ok(repaired) => repaired,
             Err(error) => {
                 self.seen = None;
@@ -76,13 +84,15 @@ impl Tables {
         &mut self,
         masquerade: Option<Option<&Masquerade>>,
         pods: &BTreeSet<IpAddr>,
+        forward: Option<&Forward>,
     ) -> Result<usize, CommitError> {
         let wanted = masquerade.map(|wanted| wanted.cloned());
         let generation = self.socket.generation()?;
         let before = self.seen.take();
         let is_as_seen = |now: &Option<Masquerade>| {
             before.as_ref().is_some_and(|seen| {
-                seen.generation == generation && seen.masquerade == *now && seen.pods == *pods
+                let same = seen.masquerade == *now && seen.pods == *pods && seen.forward.as_ref() == forward;
+                seen.generation == generation && same
             })
         };
         if wanted.as_ref().is_some_and(is_as_seen) {
@@ -106,8 +116,15 @@ impl Tables {
                 repaired += usize::from(self.put(&state)? && unchanged);
             }
         }
+        if let Some(forward) = forward {
+            let (changed, in_the_way) = forward::ensure(&mut self.socket, forward)?;
+            let unchanged = before.as_ref().is_some_and(|seen| seen.forward.as_ref() == Some(forward));
+            repaired += usize::from(changed && unchanged);
+            self.in_the_way = in_the_way;
+        }
         if let Some(masquerade) = wanted {
-            self.seen = Some(Seen { generation: self.socket.generation()?, masquerade, pods: pods.clone() });
+            let (generation, forward) = (self.socket.generation()?, forward.cloned());
+            self.seen = Some(Seen { generation, masquerade, pods: pods.clone(), forward });
         }
         Ok(repaired)
     }
@@ -126,13 +143,21 @@ impl Tables {
     }
 
     /// What could not be done in the last look.
-    pub(crate) fn problems(&self) -> &[String] {
-        &self.problems
+    pub(crate) fn problems(&self) -> impl Iterator<Item = &String> {
+        self.problems.iter().chain(&self.in_the_way)
     }
 
-    /// Removes the masquerade; the guard stays with the pods. Says what could not be removed.
+    /// Firewalls of others that are in the way of pods.
+    pub(crate) fn in_the_way(&self) -> &[String] {
+        &self.in_the_way
+    }
+
+    /// Removes the masquerade, and our rules in chains of others; the guard stays with the pods. Says what could not be
+    /// removed.
     pub(crate) fn remove(&mut self) -> Vec<String> {
-        let removed = self.socket.commit(&Transaction::remove(&TableId::inet(MASQ)));
-        removed.err().map(|error| format!("nft table {MASQ_TABLE}: {error}")).into_iter().collect()
+        let masquerade = self.socket.commit(&Transaction::remove(&TableId::inet(MASQ)));
+        let masquerade = masquerade.map_err(|error| format!("nft table {MASQ_TABLE}: {error}"));
+        let forward = forward::remove(&mut self.socket).map_err(|error| format!("chain FORWARD: {error}"));
+        [masquerade, forward].into_iter().filter_map(Result::err).collect()
     }
 }

@@ -221,7 +221,15 @@ mod tests {
 
     fn rule(handle: u64, comment: &str, goes_to: Option<&Name>) -> RuleDump {
         let comment = comment.to_owned();
-        RuleDump { handle, comment, goes_to: goes_to.cloned(), exprs: Vec::new(), asked: Vec::new() }
+        RuleDump {
+            handle,
+            comment,
+            goes_to: goes_to.cloned(),
+            exprs: Vec::new(),
+            asked: Vec::new(),
+            networks: Vec::new(),
+            accepts: false,
+        }
     }
 
     fn chain(name: &Name, rules: Vec<RuleDump>) -> ChainDump {

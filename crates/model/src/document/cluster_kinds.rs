@@ -9,8 +9,8 @@ use super::reader::{Field, Map};
 use super::{CLUSTER_CONFIG_NAME, Document, Kind, bgp_kinds, labels};
 use crate::cluster::{
     Assignment, Backend, BgpConfig, BgpPeer, ClusterConfig, Encapsulation, Inventory, IpipConfig, IpipMode,
-    MasqueradeConfig, PolicyConfig, PolicyMode, PolicyTimeout, Pool, Reflector, SourceAddress, Topology,
-    VxlanConfig, WireguardConfig,
+    MasqueradeConfig, PolicyConfig, PolicyMode, PolicyTimeout, Pool, Reflector, SourceAddress, Switch,
+    Topology, VxlanConfig, WireguardConfig,
 };
 use crate::ids::{Asn, Mtu, NodeName, Vni};
 use crate::k8s::LabelSelector;
@@ -81,6 +81,7 @@ fn cluster_config(field: &Field<'_>) -> Option<ClusterConfig> {
     let wireguard = map.or("wireguard", WireguardConfig::default(), wireguard);
     let bgp = map.or("bgp", BgpConfig::default(), bgp);
     let masquerade = map.or("masquerade", MasqueradeConfig::default(), masquerade);
+    let forward_rules = map.or("forwardRules", Switch::default(), |f| f.boolean().map(Switch));
     let policy = map.or("policy", PolicyConfig::default(), policy);
     let inventory = map.maybe("inventory", inventory);
     map.refuse_unknown();
@@ -92,6 +93,7 @@ fn cluster_config(field: &Field<'_>) -> Option<ClusterConfig> {
         wireguard: wireguard?,
         bgp: bgp?,
         masquerade: masquerade?,
+        forward_rules: forward_rules?,
         policy: policy?,
         inventory: inventory?,
     })

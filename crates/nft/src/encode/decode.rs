@@ -1,5 +1,9 @@
 //! Dumped messages back to objects: what [`crate::TableDump`] holds, and what error messages say.
 
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
 use super::element::{in_network_order, predecessor};
 use super::number::{self, Load, chain, data, elem, msg, rule, set, table, xt};
 use super::wire::{Attributes, NFMSG_HEADER, NLMSG_HEADER, find, find_be32, find_text};
@@ -130,8 +134,9 @@ pub fn rule(attributes: &[u8]) -> Option<(&str, RuleDump)> {
             .unwrap_or_default();
     }
     let goes_to = statements(attributes).find_map(|(name, body)| goes_to(name, body));
-    let asked = asked(attributes);
-    Some((find_text(attributes, rule::CHAIN)?, RuleDump { handle, comment, goes_to, exprs, asked }))
+    let (asked, networks, accepts) = (asked(attributes), networks(attributes), accepts(attributes));
+    let rule = RuleDump { handle, comment, goes_to, exprs, asked, networks, accepts };
+    Some((find_text(attributes, rule::CHAIN)?, rule))
 }
 
 /// A rule's expressions: their names, and what they say.
@@ -153,6 +158,72 @@ fn goes_to(name: &str, body: &[u8]) -> Option<Name> {
         Datum::Verdict(Verdict::Jump(chain) | Verdict::Goto(chain)) => Some(chain),
         _ => None,
     }
+}
+
+/// Prefixes in which addresses must lie: loaded, masked where the prefix ends within what was loaded, and compared. What
+/// ends with an octet may be loaded as far as it goes, and not be masked.
+fn networks(attributes: &[u8]) -> Vec<(Field, IpNet)> {
+    const NETWORK_HEADER: u32 = 1;
+    let mut networks = Vec::new();
+    let (mut loaded, mut mask) = (None, None);
+    for (_, one) in Attributes(find(attributes, rule::EXPRESSIONS).unwrap_or_default()) {
+        let body = find(one, 2).unwrap_or_default();
+        match find_text(one, 1) {
+            Some("payload") => {
+                let field = match (find_be32(body, 2), find_be32(body, 3)) {
+                    (Some(NETWORK_HEADER), Some(12)) => Some(Field::IpSaddr),
+                    (Some(NETWORK_HEADER), Some(16)) => Some(Field::IpDaddr),
+                    (Some(NETWORK_HEADER), Some(8)) => Some(Field::Ip6Saddr),
+                    (Some(NETWORK_HEADER), Some(24)) => Some(Field::Ip6Daddr),
+                    _ => None,
+                };
+                (loaded, mask) = (field, None);
+            }
+            Some("bitwise") => mask = find(body, 4).and_then(|data| find(data, data::VALUE)),
+            Some("cmp") if find_be32(body, 2) == Some(0) => {
+                let value = find(body, 3).and_then(|data| find(data, data::VALUE));
+                networks.extend(loaded.take().zip(value).and_then(|(field, value)| {
+                    Some((field, network(matches!(field, Field::IpSaddr | Field::IpDaddr), value, mask)?))
+                }));
+            }
+            // A counter loads nothing.
+            Some("counter") => {}
+            _ => loaded = None,
+        }
+    }
+    networks
+}
+
+/// The prefix of a value as far as it was loaded; none: it is not one.
+fn network(v4: bool, value: &[u8], mask: Option<&[u8]>) -> Option<IpNet> {
+    let size = if v4 { 4 } else { 16 };
+    let len = match mask {
+        None => 8 * value.len(),
+        Some(mask) => {
+            let ones = mask.iter().take_while(|octet| **octet == 0xff).count();
+            let part = mask.get(ones).map_or(0, |octet| octet.leading_ones() as usize);
+            let whole: u32 = mask.iter().map(|octet| octet.count_ones()).sum();
+            (whole as usize == 8 * ones + part).then_some(8 * ones + part)?
+        }
+    };
+    let mut octets = [0; 16];
+    octets.get_mut(..value.len())?.copy_from_slice(value);
+    let address = if v4 {
+        IpAddr::from(*octets.first_chunk::<4>().filter(|_| value.len() <= size)?)
+    } else {
+        IpAddr::from(octets)
+    };
+    IpNet::new(address, u8::try_from(len).ok()?).ok()
+}
+
+/// Whether a rule ends with the verdict accept.
+fn accepts(attributes: &[u8]) -> bool {
+    let last = Attributes(find(attributes, rule::EXPRESSIONS).unwrap_or_default()).last();
+    last.is_some_and(|(_, one)| {
+        let data = find(find(one, 2).unwrap_or_default(), 2);
+        find_text(one, 1) == Some("immediate")
+            && data.and_then(datum) == Some(Datum::Verdict(Verdict::Accept))
+    })
 }
 
 /// Fields that are loaded whole and then compared for being equal.

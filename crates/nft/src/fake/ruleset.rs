@@ -2,6 +2,9 @@
 //! (`net/netfilter/nf_tables_api.c`), in its order.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
 
 use super::validate;
 use crate::encode::in_network_order;
@@ -169,6 +172,8 @@ impl Ruleset {
             goes_to: held.rule.exprs.iter().find_map(goes_to).cloned(),
             exprs: held.exprs.clone(),
             asked: held.rule.exprs.iter().filter_map(asked).collect(),
+            networks: held.rule.exprs.iter().filter_map(network).collect(),
+            accepts: held.rule.exprs.last() == Some(&Expr::Verdict(Verdict::Accept)),
         };
         let chain = |chain: &HeldChain| ChainDump {
             name: chain.name.clone(),
@@ -424,6 +429,28 @@ fn goes_to(expr: &Expr) -> Option<&Name> {
         Expr::Verdict(verdict) => target(verdict),
         _ => None,
     }
+}
+
+/// The prefix in which a statement wants an address.
+fn network(expr: &Expr) -> Option<(Field, IpNet)> {
+    let address = |value: &crate::value::Value| match value.as_bytes().len() {
+        4 => Some(IpAddr::from(*value.as_bytes().first_chunk::<4>()?)),
+        _ => Some(IpAddr::from(*value.as_bytes().first_chunk::<16>()?)),
+    };
+    let (field, value, mask) = match expr {
+        Expr::Cmp { field, op: crate::expr::CmpOp::Eq, value } => (*field, value, None),
+        Expr::Masked { field, mask, op: crate::expr::CmpOp::Eq, value } => (*field, value, Some(mask)),
+        _ => return None,
+    };
+    if !matches!(field, Field::IpSaddr | Field::IpDaddr | Field::Ip6Saddr | Field::Ip6Daddr) {
+        return None;
+    }
+    let whole = IpNet::from(address(value)?);
+    let net = match mask {
+        None => whole,
+        Some(mask) => IpNet::with_netmask(whole.addr(), address(mask)?).ok()?,
+    };
+    Some((field, net))
 }
 
 /// Where a verdict leads.

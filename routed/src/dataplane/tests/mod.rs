@@ -2,6 +2,7 @@
 
 mod backends;
 mod fake;
+mod forward;
 mod kernel;
 mod packets;
 mod parts;

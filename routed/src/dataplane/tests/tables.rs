@@ -24,7 +24,7 @@ const MASQ: TableId = TableId::inet(Name::literal(MASQ_TABLE));
 const HOST: MacAddr = podway_model::names::HOST_MAC;
 const POD: MacAddr = MacAddr([2, 1, 2, 3, 4, 5]);
 
-fn in_fresh_netns(test: &str, run: impl FnOnce(Tables) + Send) {
+pub(super) fn in_fresh_netns(test: &str, run: impl FnOnce(Tables) + Send) {
     if !nix::unistd::geteuid().is_root() {
         println!("SKIP {test}: needs root");
         return;
@@ -63,7 +63,7 @@ fn hairpins(dump: &TableDump) -> usize {
 fn pods_that_come_and_go_change_elements_of_the_masquerade_only() {
     in_fresh_netns("pods_that_come_and_go_change_elements_of_the_masquerade_only", |mut tables| {
         let masquerade = wanted();
-        let mut ensure = |addresses: &[&str]| tables.ensure(Some(Some(&masquerade)), &pods(addresses));
+        let mut ensure = |addresses: &[&str]| tables.ensure(Some(Some(&masquerade)), &pods(addresses), None);
         assert_eq!(ensure(&["10.244.1.2", "fd00:10:244:1::2"]), 0);
         let first = dump();
         assert_eq!(hairpins(&first), 2);
@@ -114,8 +114,8 @@ fn service(pod: [IpAddr; 2]) -> TableState {
     table
 }
 
-/// A pod with two addresses, wired as the CNI plugin does.
-fn wire(addresses: [IpAddr; 2]) -> NetNs {
+/// A pod with two addresses, wired as the CNI plugin does. `name`: that of the node's end.
+pub(super) fn wire(name: &str, addresses: [IpAddr; 2]) -> NetNs {
     let pod = NetNs::create().unwrap();
     let mut host = Rtnl::open().unwrap();
     let end = |name: &str, mac| VethEnd { name: name.to_owned(), mac: Some(mac), ..VethEnd::default() };
@@ -125,11 +125,11 @@ fn wire(addresses: [IpAddr; 2]) -> NetNs {
     };
     host.run_all(&[
         up("lo"),
-        Request::AddVeth { host: end("pw1", HOST), peer: end("eth0", POD), peer_netns: Some(pod.as_fd()) },
-        up("pw1"),
+        Request::AddVeth { host: end(name, HOST), peer: end("eth0", POD), peer_netns: Some(pod.as_fd()) },
+        up(name),
     ])
     .unwrap();
-    let (lo, veth) = (host.link("lo").unwrap().unwrap().index, host.link("pw1").unwrap().unwrap().index);
+    let (lo, veth) = (host.link("lo").unwrap().unwrap().index, host.link(name).unwrap().unwrap().index);
     let mut inside = Rtnl::open_in(&pod).unwrap();
     inside.run_all(&[up("lo"), up("eth0")]).unwrap();
     let eth0 = inside.link("eth0").unwrap().unwrap().index;
@@ -162,7 +162,7 @@ fn a_pod_that_reaches_itself_through_a_translated_address_gets_an_answer() {
     in_fresh_netns(test, |mut tables| {
         let addresses = [ip("10.244.1.2"), ip("fd00:10:244:1::2")];
         let services = [ip("10.96.0.1"), ip("fd00:96::1")];
-        let pod = wire(addresses);
+        let pod = wire("pw1", addresses);
         for forwarding in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
             Sysctl::new(forwarding).write("1").unwrap();
         }
@@ -178,9 +178,9 @@ fn a_pod_that_reaches_itself_through_a_translated_address_gets_an_answer() {
             };
             // Not translated it comes back from the pod's own address: IPv4 drops it as a martian, and over IPv6 the
             // answer would come from an address that nobody asked.
-            tables.ensure(Some(Some(&wanted())), &BTreeSet::new());
+            tables.ensure(Some(Some(&wanted())), &BTreeSet::new(), None);
             let _lost = ask(b"lost");
-            tables.ensure(Some(Some(&wanted())), &addresses.into());
+            tables.ensure(Some(Some(&wanted())), &addresses.into(), None);
             let client = ask(b"question");
             let mut buffer = [0; 16];
             let from = loop {

@@ -1,0 +1,228 @@
+//! Firewalls of others that stand in the way of pods. An accept of ours does not override another base chain's drop, so a
+//! host whose FORWARD chain drops (Docker, ufw and the like turn its policy to DROP) cuts pods of different nodes off.
+//!
+//! iptables' own chain (`ip filter`, `ip6 filter`, chain FORWARD, as iptables-nft makes them) gets two rules for each pool,
+//! behind all others: what comes from it and what goes to it is accepted. So the policy does not hold for pods, and what the
+//! operator, Docker or ufw refuse by a rule stays refused. Table and chain are never made here. The rules have only forms
+//! that iptables-nft prints, and a comment by which they are known.
+//!
+//! What cannot be mended is reported, with the command that would: another base chain at the forward hook whose policy is
+//! drop and that has no rules for the pools; iptables-legacy, which nftables cannot see; iptables where the operator has
+//! turned our rules off.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+use ipnet::IpNet;
+use podway_kern::nft::NftSocket;
+use podway_nft::{
+    CommitError, Family, Field, Hook, Name, Nftables as _, Op, Policy, Rule, RuleDump, TableId, Transaction,
+    Verdict,
+};
+
+const FILTER: Name = Name::literal("filter");
+const FORWARD: Name = Name::literal("FORWARD");
+/// Beginning of the comments of our rules.
+const COMMENT: &str = "podway pods";
+/// Beginning of the names of our tables.
+const OURS: &str = "podway-";
+/// Where the kernel lists tables of iptables-legacy, and which programs they are of.
+const LEGACY: [(&str, &str, bool); 2] = [
+    ("/proc/net/ip_tables_names", "iptables-legacy", true),
+    ("/proc/net/ip6_tables_names", "ip6tables-legacy", false),
+];
+
+/// What is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    /// Where pods live.
+    pub(crate) pools: BTreeSet<IpNet>,
+    /// Whether iptables' chain gets rules.
+    pub(crate) rules: bool,
+}
+
+/// Looks at all chains at the forward hook, and puts right what may be. Returns whether our rules were not as they should
+/// be, and what is in the way.
+pub(super) fn ensure(socket: &mut NftSocket, wanted: &Wanted) -> Result<(bool, Vec<String>), CommitError> {
+    let (mut changed, mut problems) = (false, legacy(wanted, |path| fs::read_to_string(path).ok()));
+    for (table, chain) in socket.base_chains()? {
+        let Some(base) = chain.base.filter(|base| base.hook == Hook::Forward) else { continue };
+        if table.name.as_str().starts_with(OURS) {
+            continue;
+        }
+        let pools = of_family(&wanted.pools, table.family);
+        let is_iptables =
+            table.name == FILTER && chain.name == FORWARD && matches!(table.family, Family::Ip | Family::Ip6);
+        if !is_iptables && (base.policy != Policy::Drop || pools.is_empty()) {
+            continue;
+        }
+        let rules = socket.rules(&table, &chain.name)?;
+        if is_iptables {
+            let pools = if wanted.rules { &pools[..] } else { &[] };
+            let transaction = put(&table, &rules, pools);
+            changed |= !transaction.is_empty();
+            socket.commit(&transaction)?;
+        }
+        let mended = is_iptables && wanted.rules;
+        let others: Vec<RuleDump> = rules.into_iter().filter(|rule| !is_ours(rule)).collect();
+        if base.policy == Policy::Drop && !mended && !is_open(&others, &pools) {
+            problems.push(in_the_way(&table, &chain.name, &pools, is_iptables));
+        }
+    }
+    Ok((changed, problems))
+}
+
+/// Takes our rules out of iptables' chains.
+pub(super) fn remove(socket: &mut NftSocket) -> Result<(), CommitError> {
+    ensure(socket, &Wanted { pools: BTreeSet::new(), rules: false }).map(drop)
+}
+
+fn of_family(pools: &BTreeSet<IpNet>, family: Family) -> Vec<IpNet> {
+    let fits = |net: &&IpNet| match family {
+        Family::Ip => net.addr().is_ipv4(),
+        Family::Ip6 => net.addr().is_ipv6(),
+        Family::Inet => true,
+    };
+    pools.iter().filter(fits).copied().collect()
+}
+
+fn fields(net: IpNet) -> (Field, Field) {
+    if net.addr().is_ipv4() { (Field::IpSaddr, Field::IpDaddr) } else { (Field::Ip6Saddr, Field::Ip6Daddr) }
+}
+
+/// The rules that iptables' chain shall have from us, in order.
+fn ours(pools: &[IpNet]) -> Vec<(Field, IpNet)> {
+    let both = |net: &IpNet| {
+        let (source, destination) = fields(*net);
+        [(source, *net), (destination, *net)]
+    };
+    pools.iter().flat_map(both).collect()
+}
+
+fn is_ours(rule: &RuleDump) -> bool {
+    rule.comment.starts_with(COMMENT)
+}
+
+/// What makes the chain have our rules, and no others of ours.
+fn put(table: &TableId, found: &[RuleDump], pools: &[IpNet]) -> Transaction {
+    let (mine, wanted) = (found.iter().filter(|rule| is_ours(rule)), ours(pools));
+    let mut transaction = Transaction::new();
+    let is = |rule: &RuleDump, wanted: &(Field, IpNet)| rule.accepts && rule.networks == [*wanted];
+    if mine.clone().count() == wanted.len()
+        && mine.clone().zip(&wanted).all(|(rule, wanted)| is(rule, wanted))
+    {
+        return transaction;
+    }
+    for rule in mine {
+        let (table, chain) = (table.clone(), FORWARD);
+        transaction.push(Op::DeleteRule { table, chain, handle: rule.handle });
+    }
+    for (field, net) in wanted {
+        let rule = Rule::new(COMMENT).in_net(field, net).verdict(Verdict::Accept);
+        transaction.push(Op::AddRule { table: table.clone(), chain: FORWARD, rule });
+    }
+    transaction
+}
+
+/// Whether a chain has rules, whoever made them, that accept what comes from and what goes to all pools.
+fn is_open(rules: &[RuleDump], pools: &[IpNet]) -> bool {
+    let accepted = |(field, net): &(Field, IpNet)| {
+        let covers = |rule: &RuleDump| match rule.networks[..] {
+            [(of, wide)] => of == *field && wide.contains(net),
+            _ => false,
+        };
+        rules.iter().any(|rule| rule.accepts && covers(rule))
+    };
+    ours(pools).iter().all(accepted)
+}
+
+/// A chain that drops, in words, with what mends it.
+fn in_the_way(table: &TableId, chain: &Name, pools: &[IpNet], is_iptables: bool) -> String {
+    let commands = ours(pools).into_iter().map(|(field, net)| {
+        let source = matches!(field, Field::IpSaddr | Field::Ip6Saddr);
+        if is_iptables {
+            let (program, side) = (
+                if net.addr().is_ipv4() { "iptables" } else { "ip6tables" },
+                if source { "-s" } else { "-d" },
+            );
+            format!("{program} -A FORWARD {side} {net} -j ACCEPT")
+        } else {
+            let (family, side) =
+                (if net.addr().is_ipv4() { "ip" } else { "ip6" }, if source { "saddr" } else { "daddr" });
+            format!("nft add rule {table} {chain} {family} {side} {net} accept")
+        }
+    });
+    let commands = commands.collect::<Vec<_>>().join("; ");
+    let own = if is_iptables { " (or turn forwardRules on)" } else { "" };
+    format!(
+        "chain {chain} of nft table {table} drops what it does not accept, packets of pods too: needed is \
+         `{commands}`{own}"
+    )
+}
+
+/// Tables of iptables-legacy, which nobody can look into without its own program.
+fn legacy(wanted: &Wanted, read: impl Fn(&Path) -> Option<String>) -> Vec<String> {
+    let mut problems = vec![];
+    for (path, program, v4) in LEGACY {
+        let tables = read(Path::new(path)).unwrap_or_default();
+        let Some(pool) = wanted.pools.iter().find(|net| net.addr().is_ipv4() == v4) else { continue };
+        if tables.lines().any(|table| table == "filter") {
+            problems.push(format!(
+                "{program} has a filter table, which cannot be looked into: if `{program} -S FORWARD` says DROP, needed is \
+                 `{program} -A FORWARD -s {pool} -j ACCEPT; {program} -A FORWARD -d {pool} -j ACCEPT`"
+            ));
+        }
+    }
+    problems
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted(pools: &[&str]) -> Wanted {
+        Wanted { pools: pools.iter().map(|pool| pool.parse().unwrap()).collect(), rules: true }
+    }
+
+    #[test]
+    fn legacy_tables_are_reported_by_name_where_there_are_pools() {
+        let filter = |path: &Path| path.ends_with("ip_tables_names").then(|| "nat\nfilter\n".to_owned());
+        let [found] = &legacy(&wanted(&["10.244.0.0/16", "fd00::/48"]), filter)[..] else { panic!("one") };
+        assert!(found.contains("iptables-legacy -A FORWARD -s 10.244.0.0/16 -j ACCEPT"), "{found}");
+        assert_eq!(legacy(&wanted(&["fd00::/48"]), filter), Vec::<String>::new());
+        assert_eq!(legacy(&wanted(&["10.0.0.0/8"]), |_| Some("nat\n".to_owned())), Vec::<String>::new());
+        assert_eq!(legacy(&wanted(&["10.0.0.0/8"]), |_| None), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_chain_is_open_when_rules_of_anybody_accept_both_directions_of_every_pool() {
+        let rule = |field: Field, net: &str, accepts: bool| RuleDump {
+            handle: 1,
+            comment: String::new(),
+            goes_to: None,
+            exprs: vec![],
+            asked: vec![],
+            networks: vec![(field, net.parse().unwrap())],
+            accepts,
+        };
+        let pools: Vec<IpNet> = ["10.244.0.0/16", "fd00:244::/64"].map(|net| net.parse().unwrap()).into();
+        let mut rules = vec![
+            rule(Field::IpSaddr, "10.0.0.0/8", true),
+            rule(Field::IpDaddr, "10.244.0.0/16", true),
+            rule(Field::Ip6Saddr, "::/0", true),
+            rule(Field::Ip6Daddr, "fd00:244::/64", true),
+        ];
+        assert!(is_open(&rules, &pools) && is_open(&[], &[]));
+        for at in 0..rules.len() {
+            rules[at].accepts = false;
+            assert!(!is_open(&rules, &pools), "{at}");
+            rules[at].accepts = true;
+        }
+        rules[1] = rule(Field::IpDaddr, "10.244.0.0/17", true);
+        assert!(!is_open(&rules, &pools), "a half of it");
+        rules[1] = rule(Field::IpDaddr, "10.244.0.0/16", true);
+        rules[1].networks.push((Field::IpSaddr, "10.1.0.0/16".parse().unwrap()));
+        assert!(!is_open(&rules, &pools), "from somewhere only");
+    }
+}
