@@ -18,6 +18,7 @@ mod guard;
 mod host;
 mod host_ports;
 mod ipam;
+mod iptables;
 mod node;
 mod ptp;
 mod settings;

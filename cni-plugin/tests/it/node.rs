@@ -19,6 +19,9 @@ use serde_json::{Value, json};
 /// Name of the network.
 pub(crate) const NETWORK: &str = "podway";
 
+/// Where a test puts the firewall programs that the real plugins find on its node.
+pub(crate) const FIREWALL_DIR: &str = "/var/lib/cni/firewall";
+
 /// A node, and another machine on its link.
 pub(crate) struct Node {
     /// The node.
@@ -195,10 +198,13 @@ impl Node {
         args: &str,
         input: &Value,
     ) -> RawOutcome {
-        // The real plugins run `nft`, which may be an unpacked one.
-        let libraries = std::env::var("LD_LIBRARY_PATH").unwrap_or_default();
-        let environment = [
+        // The real plugins run `nft` and `iptables`, which may be unpacked ones.
+        let of = |name: &str| std::env::var(name).unwrap_or_default();
+        let (libraries, path) = (of("LD_LIBRARY_PATH"), format!("{FIREWALL_DIR}:{}", of("PATH")));
+        let extensions = of("XTABLES_LIBDIR");
+        let mut environment = vec![
             ("LD_LIBRARY_PATH", libraries.as_str()),
+            ("PATH", &path),
             ("CNI_ARGS", args),
             ("CNI_COMMAND", verb),
             ("CNI_CONTAINERID", attachment.container_id.as_str()),
@@ -206,6 +212,9 @@ impl Node {
             ("CNI_IFNAME", attachment.ifname.as_str()),
             ("CNI_PATH", "/opt/cni/bin"),
         ];
+        if !extensions.is_empty() {
+            environment.push(("XTABLES_LIBDIR", &extensions));
+        }
         Runtime::new(&self.place).exec(plugin, &environment, input.to_string().as_bytes()).unwrap()
     }
 

@@ -14,6 +14,7 @@
 //! | [`tc`] | traffic control: token buckets, redirection |
 //! | [`tcp`] | socket options of BGP connections: signatures, TTL, class |
 //! | [`wireguard`] | key, port and peers of WireGuard devices |
+//! | [`xtables`] | reads the rules of `iptables-legacy` |
 //!
 //! Nothing here logs, and nothing here decides: callers say what they want and get a typed error that names
 //! what was attempted. All `unsafe` of the workspace is in this crate, each block with its reason.
@@ -37,6 +38,7 @@ pub mod sysctl;
 pub mod tc;
 pub mod tcp;
 pub mod wireguard;
+pub mod xtables;
 
 pub use error::{Errno, KernelError, MissingIsFine};
 pub use netlink::refusals;

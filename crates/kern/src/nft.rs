@@ -115,6 +115,11 @@ impl NftSocket {
         Ok(tables)
     }
 
+    /// Whether a table has this chain.
+    pub fn has_chain(&mut self, table: &TableId, chain: &Name) -> Result<bool, CommitError> {
+        self.query(msg::GETCHAIN, Some((table, Some(chain.as_str()))), |_| ())
+    }
+
     /// All base chains in this namespace, without their rules, and the tables that they are in.
     pub fn base_chains(&mut self) -> Result<Vec<(TableId, ChainDump)>, CommitError> {
         let mut chains = Vec::new();
@@ -194,11 +199,11 @@ impl NftSocket {
     fn query(
         &mut self,
         kind: u8,
-        of: Option<&TableId>,
+        of: Option<(&TableId, Option<&str>)>,
         mut each: impl FnMut(&[u8]),
     ) -> Result<bool, CommitError> {
         let seq = self.next_seq();
-        self.send(&encode::request(kind, NLM_F_ACK, seq, of.map(|id| (id, None))))?;
+        self.send(&encode::request(kind, NLM_F_ACK, seq, of))?;
         let mut found = false;
         while let Some(datagram) = self.receive()? {
             for reply in Replies(datagram).filter(|reply| reply.seq == seq) {
@@ -271,7 +276,7 @@ impl NftSocket {
 
     fn look_at(&mut self, id: &TableId) -> Result<(Option<TableDump>, Consistency), CommitError> {
         let mut flags = TableFlags::default();
-        if !self.query(msg::GETTABLE, Some(id), |table| flags = decode::table_flags(table))? {
+        if !self.query(msg::GETTABLE, Some((id, None)), |table| flags = decode::table_flags(table))? {
             return Ok((None, Consistency::Whole));
         }
         let mut dump = TableDump { id: id.clone(), flags, chains: Vec::new(), sets: Vec::new() };

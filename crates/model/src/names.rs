@@ -120,10 +120,22 @@ pub fn ifb_alias(container_id: &str, ifname: &str) -> String {
 /// Name of the device that holds back what a container sends, where the plugin does the job of upstream's `bandwidth`:
 /// `bwp` and the first 12 hex digits of SHA-512 over network and container id.
 pub fn bandwidth_ifb_name(network: &str, container_id: &str) -> String {
+    format!("bwp{}", &upstream_container_hash(network, container_id)[..12])
+}
+
+/// Name of a container's chain of iptables, as upstream's plugins make it: `CNI-`, what the chain is for (`DN-`: host
+/// ports; nothing: masquerade), and hex digits of SHA-512 over network and container id, 28 letters in all.
+pub fn upstream_chain(purpose: &str, network: &str, container_id: &str) -> String {
+    let mut name = format!("CNI-{purpose}{}", upstream_container_hash(network, container_id));
+    name.truncate(28);
+    name
+}
+
+fn upstream_container_hash(network: &str, container_id: &str) -> String {
     let mut hasher = sha2::Sha512::new();
     hasher.update(network.as_bytes());
     hasher.update(container_id.as_bytes());
-    format!("bwp{}", &hex(&hasher.finalize())[..12])
+    hex(&hasher.finalize())
 }
 
 /// The first 16 hex digits of SHA-512, by which upstream's plugins mark what is whose.

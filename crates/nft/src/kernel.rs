@@ -143,8 +143,10 @@ pub struct ChainDump {
 pub struct RuleDump {
     /// The kernel's number for it.
     pub handle: u64,
-    /// Comment.
+    /// Comment: nft's, or the one of a rule that iptables made.
     pub comment: String,
+    /// The chain where it goes on, if it jumps or goes to one.
+    pub goes_to: Option<Name>,
     /// Names of the kernel's expressions (`meta`, `cmp`, `lookup`, ...) in order.
     pub exprs: Vec<String>,
     /// Fields that must have a value, as far as we know them (`FIELD VALUE`), in order.

@@ -200,6 +200,7 @@ mod tests {
         let rule = |field: Field, net: &str, accepts: bool| RuleDump {
             handle: 1,
             comment: String::new(),
+            goes_to: None,
             exprs: vec![],
             asked: vec![],
             networks: vec![(field, net.parse().unwrap())],

@@ -10,6 +10,7 @@ use podway_nft::{
     RuleDump, TableFlags, TableId, Transaction, Verdict,
 };
 
+use super::iptables::{self, Purpose};
 use crate::conf::Network;
 use crate::error::{CniError, Code};
 
@@ -101,22 +102,25 @@ pub(super) fn open(network: &Network, attachment: &Attachment, nets: &[IpNet]) -
     socket.commit(&transaction).map_err(|error| failed(&error))
 }
 
-/// Ends the masquerade of an attachment. None is fine.
+/// Ends the masquerade of an attachment, whichever backend made it. None is fine.
 pub(super) fn close(network: &Network, attachment: &Attachment) -> Result<(), CniError> {
     let hash = of_attachment(network, attachment);
-    remove(|rule| is_of(rule, &hash))
+    let mut socket = connect()?;
+    remove(&mut socket, |rule| is_of(rule, &hash))?;
+    iptables::end(&mut socket, Purpose::Masquerade, network, attachment)
 }
 
 /// Ends the masquerade of the network's attachments that are not valid any more.
 pub(super) fn collect(network: &Network, valid: &[Attachment]) -> Result<(), CniError> {
     let network_hash = of_network(network);
-    let valid: Vec<String> = valid.iter().map(|attachment| of_attachment(network, attachment)).collect();
-    remove(|rule| is_of(rule, &network_hash) && !valid.iter().any(|hash| is_of(rule, hash)))
+    let hashes: Vec<String> = valid.iter().map(|attachment| of_attachment(network, attachment)).collect();
+    let mut socket = connect()?;
+    remove(&mut socket, |rule| is_of(rule, &network_hash) && !hashes.iter().any(|hash| is_of(rule, hash)))?;
+    iptables::collect(&mut socket, Purpose::Masquerade, network, valid)
 }
 
-fn remove(which: impl Fn(&RuleDump) -> bool) -> Result<(), CniError> {
-    let mut socket = connect()?;
-    let found = rules(&mut socket)?;
+fn remove(socket: &mut NftSocket, which: impl Fn(&RuleDump) -> bool) -> Result<(), CniError> {
+    let found = rules(socket)?;
     let mut transaction = Transaction::new();
     found.iter().filter(|rule| which(rule)).for_each(|rule| delete(&mut transaction, rule));
     if transaction.is_empty() {

@@ -10,6 +10,7 @@
 mod bandwidth;
 mod conditions;
 pub mod host_local;
+mod iptables;
 mod loopback;
 mod masquerade;
 mod portmap;

@@ -6,6 +6,8 @@
 //! in such a rule ([`super::conditions`]) holds for the container's own ports; other words are refused, and so is
 //! `externalSetMarkChain`, the name of somebody else's iptables chain.
 //!
+//! What upstream's iptables backend made for a container ends with its DEL or GC, too ([`super::iptables`]).
+//!
 //! A comment does not say whose network the container is in, so a file for each attachment does, below
 //! `/run/podway/portmap`: that is what GC goes by. It names the interfaces behind which the container is. Where such an
 //! interface was opened for the node's loopback, another file says so, and the last container with ports behind it
@@ -36,6 +38,7 @@ use podway_nft::{
 use serde_json::{Map, Value};
 
 use super::conditions::{self, Condition};
+use super::iptables::{self, Purpose};
 use super::passed_on;
 use crate::conf::Network;
 use crate::env::Target;
@@ -476,7 +479,9 @@ fn close_loopback(marks: &Marks, interface: &str) -> Result<(), CniError> {
 
 pub(super) fn del(network: &Network, attachment: &Attachment) -> Result<(), CniError> {
     let marks = Marks::open()?;
-    remove(&mut connect()?, attachment.container_id.as_str())?;
+    let mut socket = connect()?;
+    remove(&mut socket, attachment.container_id.as_str())?;
+    iptables::end(&mut socket, Purpose::HostPorts, network, attachment)?;
     // What cannot be read must not keep the ports open: flows end with the address then.
     if let Ok(Some(previous)) = network.previous_if_any() {
         let ips: BTreeSet<IpAddr> = addresses(&previous, attachment.ifname.as_str()).into_iter().collect();
@@ -494,6 +499,7 @@ pub(super) fn gc(network: &Network) -> Result<(), CniError> {
         let removed = remove(&mut socket, attachment.container_id.as_str());
         errors.extend(removed.and_then(|()| marks.end(&network.name, attachment)).err());
     }
+    errors.extend(iptables::collect(&mut socket, Purpose::HostPorts, network, &valid).err());
     let mut errors = errors.into_iter();
     errors.next().map_or(Ok(()), |first| Err(errors.fold(first, CniError::with)))
 }

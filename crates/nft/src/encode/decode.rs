@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::element::{in_network_order, predecessor};
-use super::number::{self, Load, chain, data, elem, msg, rule, set, table};
+use super::number::{self, Load, chain, data, elem, msg, rule, set, table, xt};
 use super::wire::{Attributes, NFMSG_HEADER, NLMSG_HEADER, find, find_be32, find_text};
 use crate::expr::{Field, Verdict};
 use crate::kernel::{ChainDump, RuleDump};
@@ -127,10 +127,37 @@ pub fn chain(attributes: &[u8]) -> Option<ChainDump> {
 pub fn rule(attributes: &[u8]) -> Option<(&str, RuleDump)> {
     let handle = u64::from_be_bytes(find(attributes, rule::HANDLE)?.try_into().ok()?);
     let exprs = expressions(attributes);
-    let comment = comment(find(attributes, rule::USERDATA).unwrap_or_default());
+    let mut comment = comment(find(attributes, rule::USERDATA).unwrap_or_default());
+    if comment.is_empty() {
+        comment = statements(attributes)
+            .find_map(|(name, body)| comment_of_iptables(name, body))
+            .unwrap_or_default();
+    }
+    let goes_to = statements(attributes).find_map(|(name, body)| goes_to(name, body));
     let (asked, networks, accepts) = (asked(attributes), networks(attributes), accepts(attributes));
-    let rule = RuleDump { handle, comment, exprs, asked, networks, accepts };
+    let rule = RuleDump { handle, comment, goes_to, exprs, asked, networks, accepts };
     Some((find_text(attributes, rule::CHAIN)?, rule))
+}
+
+/// A rule's expressions: their names, and what they say.
+fn statements(attributes: &[u8]) -> impl Iterator<Item = (&str, &[u8])> {
+    let all = Attributes(find(attributes, rule::EXPRESSIONS).unwrap_or_default());
+    all.filter_map(|(_, one)| Some((find_text(one, 1)?, find(one, 2).unwrap_or_default())))
+}
+
+/// Comments of `iptables-nft` are matches that always match.
+fn comment_of_iptables(name: &str, body: &[u8]) -> Option<String> {
+    let is_comment = name == "match" && find_text(body, xt::NAME) == Some("comment");
+    let text = find(body, xt::INFO).filter(|_| is_comment)?;
+    let end = text.iter().position(|b| *b == 0).unwrap_or(text.len());
+    Some(String::from_utf8_lossy(&text[..end]).into_owned())
+}
+
+fn goes_to(name: &str, body: &[u8]) -> Option<Name> {
+    match datum(find(body, 2).filter(|_| name == "immediate")?)? {
+        Datum::Verdict(Verdict::Jump(chain) | Verdict::Goto(chain)) => Some(chain),
+        _ => None,
+    }
 }
 
 /// Prefixes in which addresses must lie: loaded, masked where the prefix ends within what was loaded, and compared. What
@@ -203,11 +230,10 @@ fn accepts(attributes: &[u8]) -> bool {
 fn asked(attributes: &[u8]) -> Vec<(Field, Value)> {
     let mut asked = Vec::new();
     let mut loaded = None;
-    for (_, one) in Attributes(find(attributes, rule::EXPRESSIONS).unwrap_or_default()) {
-        let body = find(one, 2).unwrap_or_default();
-        match find_text(one, 1) {
-            Some("meta") => loaded = find_be32(body, 2).and_then(|key| number::field_of(Load::Meta(key))),
-            Some("payload") => {
+    for (name, body) in statements(attributes) {
+        match name {
+            "meta" => loaded = find_be32(body, 2).and_then(|key| number::field_of(Load::Meta(key))),
+            "payload" => {
                 let parts = (find_be32(body, 2), find_be32(body, 3), find_be32(body, 4));
                 loaded = match parts {
                     (Some(base), Some(offset), Some(len)) => {
@@ -216,7 +242,7 @@ fn asked(attributes: &[u8]) -> Vec<(Field, Value)> {
                     _ => None,
                 };
             }
-            Some("cmp") if find_be32(body, 2) == Some(0) => {
+            "cmp" if find_be32(body, 2) == Some(0) => {
                 asked.extend(loaded.take().zip(find(body, 3).and_then(value)));
             }
             _ => loaded = None,
@@ -227,8 +253,7 @@ fn asked(attributes: &[u8]) -> Vec<(Field, Value)> {
 
 /// Names of a rule's expressions.
 pub(crate) fn expressions(attributes: &[u8]) -> Vec<String> {
-    let expressions = Attributes(find(attributes, rule::EXPRESSIONS).unwrap_or_default());
-    expressions.filter_map(|(_, one)| Some(find_text(one, 1)?.to_owned())).collect()
+    statements(attributes).map(|(name, _)| name.to_owned()).collect()
 }
 
 /// The comment in a rule's user data: (type, length, bytes) records.

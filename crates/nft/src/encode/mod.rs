@@ -73,16 +73,17 @@ pub fn batch_mark(kind: u16, flags: u16, seq: u32) -> Vec<u8> {
     w.into_bytes()
 }
 
-/// A request for what the kernel holds: all objects of a kind in a table, elements of one set, or the generation.
+/// A request for what the kernel holds: all objects of a kind in a table, elements of one set, one chain, or the
+/// generation.
 pub fn request(kind: u8, flags: u16, seq: u32, of: Option<(&TableId, Option<&str>)>) -> Vec<u8> {
     let mut w = Writer::default();
     let family = of.map_or(0, |(id, _)| number::family(id.family));
     w.message(head(kind, flags, seq, family), |w| {
-        // The table's name is attribute 1 in every kind of request, the set's 2 in those that know it.
+        // The table's name is attribute 1 in every kind of request.
         if let Some((id, object)) = of {
             w.text(table::NAME, id.name.as_str());
             if let Some(object) = object {
-                w.text(elem::LIST_SET, object);
+                w.text(if kind == msg::GETCHAIN { chain::NAME } else { elem::LIST_SET }, object);
             }
         }
     });

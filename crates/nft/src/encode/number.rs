@@ -49,6 +49,12 @@ pub(crate) mod table {
     pub(crate) const F_PERSIST: u32 = 4;
 }
 
+/// Matches and targets of iptables.
+pub(crate) mod xt {
+    pub(crate) const NAME: u16 = 1;
+    pub(crate) const INFO: u16 = 3;
+}
+
 pub(crate) mod chain {
     pub(crate) const TABLE: u16 = 1;
     pub(crate) const NAME: u16 = 3;

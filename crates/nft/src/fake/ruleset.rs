@@ -169,6 +169,7 @@ impl Ruleset {
         let rule = |held: &HeldRule| RuleDump {
             handle: held.handle,
             comment: held.rule.comment.clone(),
+            goes_to: held.rule.exprs.iter().find_map(goes_to).cloned(),
             exprs: held.exprs.clone(),
             asked: held.rule.exprs.iter().filter_map(asked).collect(),
             networks: held.rule.exprs.iter().filter_map(network).collect(),
@@ -419,6 +420,13 @@ fn asked(expr: &Expr) -> Option<(Field, crate::value::Value)> {
         Expr::Cmp { field, op: crate::expr::CmpOp::Eq, value } => {
             number::field_of(number::load(*field)).map(|field| (field, value.clone()))
         }
+        _ => None,
+    }
+}
+
+fn goes_to(expr: &Expr) -> Option<&Name> {
+    match expr {
+        Expr::Verdict(verdict) => target(verdict),
         _ => None,
     }
 }
