@@ -210,6 +210,54 @@ fn a_chain_with_real_neighbours_runs_in_the_reference_library() {
     });
 }
 
+#[test]
+fn a_chain_of_our_other_names_runs_in_the_reference_library() {
+    const TEST: &str = "a_chain_of_our_other_names_runs_in_the_reference_library";
+    run(TEST, || {
+        let Some(libcni) = Libcni::new(TEST, "libcni-names")? else { return Ok(()) };
+        let conflist = json!({"conflist": {
+            "cniVersion": "1.1.0", "name": "podway", "plugins": [
+                {"type": "ptp", "ipMasq": true, "ipam": {
+                    "type": "host-local",
+                    "ranges": [[{"subnet": "10.77.0.0/24"}], [{"subnet": "fd77::/120"}]],
+                    "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
+                }},
+                {"type": "portmap", "capabilities": {"portMappings": true}},
+                {"type": "bandwidth", "capabilities": {"bandwidth": true}}
+            ]
+        }, "capabilityArgs": {
+            "portMappings": [{"hostPort": 8081, "containerPort": 80, "protocol": "tcp"}],
+            "bandwidth": {"ingressRate": 100_000_000, "ingressBurst": 10_000_000,
+                          "egressRate": 100_000_000, "egressBurst": 10_000_000}
+        }});
+        let (pod, other) = (libcni.sandbox("named")?, libcni.sandbox("other")?);
+        libcni.done("STATUS", None, conflist.clone())?;
+        let added = libcni.done("ADD", Some(&pod), conflist.clone())?;
+        ensure!(added["result"]["ips"][0]["address"] == "10.77.0.2/24", "{added}");
+        ensure!(libcni.machine.records()?.is_empty(), "it is no pod of the main plugin's");
+        let _echo = libcni.machine.cluster.lab.echo.serve(&pod.net, "named")?;
+        libcni.done("ADD", Some(&other), json!({}))?;
+        let to = libcni.node()?.addresses.v4.into();
+        let outcome = probe(&other.net, to, Kind::Tcp(8081), true)?;
+        let by_the_pod = matches!(&outcome, Outcome::Open { answer: Some((name, _)) } if name == "named");
+        ensure!(by_the_pod, "{outcome}");
+        libcni.done("CHECK", Some(&pod), conflist.clone())?;
+        libcni.done("GC", None, merged(&conflist, valid(&[&pod, &other])))?;
+        libcni.done("CHECK", Some(&pod), conflist.clone())?;
+        // What the library has forgotten is found by each plugin's own GC.
+        let cache = format!("/var/lib/cni/results/podway-{}-eth0", pod.attachment.container_id);
+        libcni.node()?.place.enter(|| std::fs::remove_file(&cache))??;
+        libcni.done("GC", None, merged(&conflist, valid(&[&other])))?;
+        let rest = "nft list ruleset | grep -e 'dport 8081' -e 10.77.; ip -br link | grep -e ^veth -e ^bwp; \
+                    ls /var/lib/cni/networks/podway | grep -e ^10 -e ^fd; true";
+        let left = libcni.node()?.place.run("sh", &["-c", rest])?;
+        ensure!(left.is_empty(), "{left}");
+        libcni.done("DEL", Some(&pod), conflist.clone())?;
+        libcni.done("DEL", Some(&other), json!({}))?;
+        libcni.machine.expect_nothing_left()
+    });
+}
+
 fn merged(one: &Value, more: Value) -> Value {
     let mut all = one.clone();
     for (key, value) in more.as_object().into_iter().flatten() {

@@ -2,7 +2,8 @@
 //!
 //! Nobody watches the key and nothing follows from it, so it is no part of the core. It is written seldom: when it differs
 //! from what was told last, at most every ten minutes. What an earlier run told is not known at the start of a run, and may
-//! be of a boot whose pods are gone: so the first look is told at once, unless the same stands there.
+//! be of a boot whose pods are gone: so the first look is told at once, unless the same stands there. So is the first pod of
+//! an empty node.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -59,9 +60,10 @@ impl Teller {
         let Some(blocks) = self.writing.take() else { return };
         match result {
             Ok(Written::Done { revision }) => {
+                // The first pod of an empty node is told at once.
+                self.not_before = if blocks.is_empty() { now } else { now + EVERY };
                 self.told = Some(blocks);
                 self.revision = Some(revision);
-                self.not_before = now + EVERY;
             }
             Ok(Written::Refused { found }) => {
                 if found.as_ref().is_some_and(|entry| entry.value == encode(&Told { blocks: blocks.clone() }))
@@ -97,10 +99,18 @@ mod tests {
     fn use_is_told_when_it_changes_and_seldom() {
         let mut teller = Teller::default();
         assert_eq!((teller.due(), teller.write(seconds(0))), (None, None));
-        // The first look at once, what follows in time and as one.
+        // The first look and the first pod at once, what follows in time and as one.
+        teller.look(&used(0));
+        let first = text(teller.write(seconds(4)));
+        assert_eq!(first, Some((r#"{"schema":1,"blocks":{}}"#.to_owned(), Expect::Absent)));
+        teller.on_written(seconds(4), Ok(Written::Done { revision: 6 }));
+        assert_eq!(teller.due(), None);
         teller.look(&used(1));
         let first = text(teller.write(seconds(5)));
-        assert_eq!(first, Some((r#"{"schema":1,"blocks":{"10.0.0.0/26":1}}"#.to_owned(), Expect::Absent)));
+        assert_eq!(
+            first,
+            Some((r#"{"schema":1,"blocks":{"10.0.0.0/26":1}}"#.to_owned(), Expect::Revision(6)))
+        );
         assert_eq!(teller.due(), None, "one write at a time");
         teller.on_written(seconds(6), Ok(Written::Done { revision: 7 }));
         for leased in 2..5 {
