@@ -43,11 +43,11 @@ pub fn make_private(place: &Place, paths: &[&str]) -> Result<()> {
 fn make_private_here(paths: &[&str]) -> Result<()> {
     mount(Some("tmpfs"), STAGING, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("mode=0755"))
         .context("mount a tmpfs")?;
-    for path in paths {
-        let path = Path::new(path);
-        if !path.is_dir() {
-            overlay_nearest(path)?;
-        }
+    // All overlays first: one over a folder would hide what is bound below it.
+    for path in paths.iter().map(Path::new).filter(|path| !path.is_dir()) {
+        overlay_nearest(path)?;
+    }
+    for path in paths.iter().map(Path::new) {
         let private = staged("dirs", path);
         std::fs::create_dir_all(&private).with_context(|| format!("create {}", private.display()))?;
         mount(Some(&private), path, NOTHING, MsFlags::MS_BIND, NOTHING)
@@ -93,4 +93,28 @@ fn overlay_nearest(path: &Path) -> Result<()> {
 fn staged(kind: &str, path: &Path) -> PathBuf {
     let flat = path.to_string_lossy().trim_start_matches('/').replace('/', "_");
     Path::new(STAGING).join(kind).join(flat)
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::statfs::{TMPFS_MAGIC, statfs};
+
+    use super::*;
+
+    #[test]
+    fn a_path_that_the_host_lacks_uncovers_none_that_it_has() {
+        if !crate::root_or_skip("a_path_that_the_host_lacks_uncovers_none_that_it_has") {
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let (there, missing) = (folder.path().join("there"), folder.path().join("missing/deep"));
+        std::fs::create_dir(&there).unwrap();
+        let paths = [there.to_str().unwrap(), missing.to_str().unwrap()];
+        let place = Place::new("mounts").unwrap();
+        make_private(&place, &paths).unwrap();
+        let kinds = place.enter(|| paths.map(|path| statfs(path).unwrap().filesystem_type())).unwrap();
+        assert_eq!(kinds, [TMPFS_MAGIC; 2]);
+        place.enter(|| paths.map(|path| std::fs::write(Path::new(path).join("x"), "").unwrap())).unwrap();
+        assert!(!there.join("x").exists() && !missing.exists(), "nothing is made on the host");
+    }
 }

@@ -285,7 +285,8 @@ busybox mount -t tmpfs tmp /tmp
 busybox mount -t tmpfs run /run
 # What a node of the tests has for itself, without overlays.
 busybox mkdir -p /run/netns /run/podway /run/containerd /run/nri /etc/podway /etc/cni/net.d /opt/cni/bin
-busybox mkdir -p /var/lib/podway /var/lib/cni /var/lib/containerd /var/lib/kubelet /var/log/pods /var/log/containers
+busybox mkdir -p /var/lib/podway /var/lib/cni /var/lib/containerd /var/lib/kubelet /var/lib/etcd
+busybox mkdir -p /var/log/pods /var/log/containers
 busybox --install -s /bin
 busybox ip link set lo up
 ";
