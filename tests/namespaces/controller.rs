@@ -12,7 +12,8 @@ use podway_testkit::wait::wait_until_ok;
 
 use crate::{run_with_etcdctl, two_nodes};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Looks are a minute apart, and what came after one waits for the next.
+const PATIENCE: Duration = Duration::from_secs(150);
 /// Seconds for which a node must be missing, here.
 const GRACE: u64 = 4;
 
