@@ -252,7 +252,7 @@ fn a_chain_of_our_other_names_runs_in_the_reference_library() {
                     ls /var/lib/cni/networks/podway | grep -e ^10 -e ^fd; true";
         let left = libcni.node()?.place.run("sh", &["-c", rest])?;
         ensure!(left.is_empty(), "{left}");
-        libcni.done("DEL", Some(&pod), conflist.clone())?;
+        libcni.done("DEL", Some(&pod), conflist)?;
         libcni.done("DEL", Some(&other), json!({}))?;
         libcni.machine.expect_nothing_left()
     });
