@@ -7,13 +7,13 @@
 //! Facts that were found once stay in force while nothing better is found: a link that flaps, or a network
 //! daemon that restarts, must not make the whole cluster forget this node. The problem is reported meanwhile.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use podway_kern::KernelError;
 use podway_kern::facts::{self, Facts};
 use podway_kern::monitor::{Change, Monitor, Notice};
-use podway_kern::rtnl::Link;
+use podway_kern::rtnl::{Link, Rtnl};
 use podway_model::config::{NamePattern, NodeAddresses, NodeSection};
 use podway_model::ids::Mtu;
 use podway_model::names::POD_GROUP;
@@ -164,13 +164,9 @@ impl Asked {
     }
 }
 
-/// The address from which the kernel would send. Connecting a datagram socket looks a route up and sends nothing.
+/// The address from which the kernel would send.
 fn source_towards(to: IpAddr) -> Option<IpAddr> {
-    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = UdpSocket::bind((any, 0)).ok()?;
-    // Discard (RFC 863): no port is as good as any other, but 0 is refused.
-    socket.connect((to, 9)).ok()?;
-    socket.local_addr().ok().map(|local| local.ip()).filter(|ip| !ip.is_unspecified())
+    Rtnl::open().ok()?.route_to(to).ok()?.source
 }
 
 /// The choice, with what is doubtful about it; or why there is none.

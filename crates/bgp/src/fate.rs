@@ -21,6 +21,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::session::rng::Rng;
+use crate::timers::{Armed, Timers};
 
 /// How often a peer with a session is asked.
 pub const CHECK: Duration = Duration::from_secs(30);
@@ -136,7 +137,7 @@ struct Peer {
     series: Option<Series>,
     check_at: Option<Duration>,
     /// What stands in the timers for it.
-    armed: Option<Duration>,
+    armed: Armed,
 }
 
 impl Peer {
@@ -155,7 +156,7 @@ impl Peer {
 #[derive(Debug)]
 pub struct Fate {
     peers: BTreeMap<IpAddr, Peer>,
-    timers: BTreeSet<(Duration, IpAddr)>,
+    timers: Timers,
     /// Peers that are [`Kernel::Asked`].
     stale: BTreeSet<IpAddr>,
     rng: Rng,
@@ -164,7 +165,12 @@ pub struct Fate {
 impl Fate {
     /// One that asks nobody. `seed` spreads the checks.
     pub fn new(seed: u64) -> Self {
-        Self { peers: BTreeMap::new(), timers: BTreeSet::new(), stale: BTreeSet::new(), rng: Rng::new(seed) }
+        Self {
+            peers: BTreeMap::new(),
+            timers: Timers::default(),
+            stale: BTreeSet::new(),
+            rng: Rng::new(seed),
+        }
     }
 
     /// Takes in what happened at `now` and appends what is to be done.
@@ -177,8 +183,7 @@ impl Fate {
             Event::Settled(peer) => self.on_settled(peer),
             Event::Answered { peer, number } => self.on_answered(now, peer, number, out),
         }
-        while let Some((at, peer)) = self.timers.first().copied().filter(|(at, _)| *at <= now) {
-            self.timers.remove(&(at, peer));
+        while let Some(peer) = self.timers.pop_due(now) {
             if let Some(known) = self.peers.get_mut(&peer) {
                 known.armed = None;
                 run(known, peer, now, &mut self.rng, out);
@@ -189,7 +194,7 @@ impl Fate {
 
     /// When [`Event::Timer`] is due; none: not before something else happens.
     pub fn deadline(&self) -> Option<Duration> {
-        self.timers.first().map(|(at, _)| *at)
+        self.timers.next()
     }
 
     /// What is known of a peer; none: it is not asked.
@@ -206,8 +211,8 @@ impl Fate {
         let gone: Vec<IpAddr> = self.peers.keys().filter(|peer| !wanted.contains(peer)).copied().collect();
         for peer in gone {
             self.stale.remove(&peer);
-            if let Some(at) = self.peers.remove(&peer).and_then(|peer| peer.armed) {
-                self.timers.remove(&(at, peer));
+            if let Some(mut known) = self.peers.remove(&peer) {
+                self.timers.arm(peer, &mut known.armed, None);
             }
         }
         for peer in wanted {
@@ -292,12 +297,7 @@ impl Fate {
         } else {
             self.stale.remove(&address);
         }
-        if peer.armed != deadline {
-            if let Some(old) = std::mem::replace(&mut peer.armed, deadline) {
-                self.timers.remove(&(old, address));
-            }
-            self.timers.extend(deadline.map(|at| (at, address)));
-        }
+        self.timers.arm(address, &mut peer.armed, deadline);
     }
 }
 

@@ -49,6 +49,7 @@ pub mod message;
 mod rib;
 pub mod session;
 mod speaker;
+mod timers;
 pub mod types;
 
 pub use event::{Action, AfterStop, ConnId, Event};

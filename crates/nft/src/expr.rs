@@ -1,6 +1,8 @@
 //! What a rule is made of. Each [`Expr`] is one statement of the nft language; the encoder turns it into the
 //! register operations that `nft` itself would send, the evaluator walks it as it is.
 
+use std::net::IpAddr;
+
 use crate::name::Name;
 use crate::object::Family;
 use crate::value::{DataType, Value};
@@ -113,6 +115,16 @@ pub mod fib_type {
 }
 
 impl Field {
+    /// The source address of packets of an address's family.
+    pub const fn saddr(of: IpAddr) -> Self {
+        if of.is_ipv4() { Self::IpSaddr } else { Self::Ip6Saddr }
+    }
+
+    /// The destination address of packets of an address's family.
+    pub const fn daddr(of: IpAddr) -> Self {
+        if of.is_ipv4() { Self::IpDaddr } else { Self::Ip6Daddr }
+    }
+
     /// Type of what it yields.
     pub const fn data_type(self) -> DataType {
         match self {
@@ -205,6 +217,16 @@ pub enum Verdict {
     Jump(Name),
     /// Goes to another chain and does not come back.
     Goto(Name),
+}
+
+impl Verdict {
+    /// The chain where a packet goes on.
+    pub fn target(&self) -> Option<&Name> {
+        match self {
+            Self::Jump(chain) | Self::Goto(chain) => Some(chain),
+            Self::Accept | Self::Drop | Self::Continue | Self::Return => None,
+        }
+    }
 }
 
 /// How a `reject` statement answers.

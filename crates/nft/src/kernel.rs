@@ -4,7 +4,7 @@ use std::fmt;
 
 use ipnet::IpNet;
 
-use crate::expr::Field;
+use crate::expr::{Field, Verdict};
 use crate::name::Name;
 use crate::object::{BaseChain, Element, Set, TableFlags, TableId, TableState};
 use crate::transaction::{SetId, Transaction, definition};
@@ -145,8 +145,6 @@ pub struct RuleDump {
     pub handle: u64,
     /// Comment: nft's, or the one of a rule that iptables made.
     pub comment: String,
-    /// The chain where it goes on, if it jumps or goes to one.
-    pub goes_to: Option<Name>,
     /// Names of the kernel's expressions (`meta`, `cmp`, `lookup`, ...) in order.
     pub exprs: Vec<String>,
     /// Fields that must have a value, as far as we know them (`FIELD VALUE`), in order.
@@ -154,8 +152,8 @@ pub struct RuleDump {
     /// Source and destination addresses that must lie in a prefix, in order. One that is met in another way, by a set or
     /// an extension of iptables, is not there.
     pub networks: Vec<(Field, IpNet)>,
-    /// Whether it ends with the verdict accept.
-    pub accepts: bool,
+    /// What becomes of a packet that it fits, where that is in the rule itself.
+    pub verdict: Option<Verdict>,
 }
 
 /// A kernel that keeps tables.

@@ -15,7 +15,7 @@ use podway_model::cluster::Backend;
 use podway_model::ids::{MacAddr, Mtu, NodeName, Vni, WireguardKey};
 use podway_model::names::UNREACHABLE_METRIC;
 
-use super::forward::Wanted as Forward;
+use super::forward::Forward;
 use super::{backends, mtu};
 use crate::view::{BgpRoutes, ClusterView, LocalFacts, OwnBlockState};
 

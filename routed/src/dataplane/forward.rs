@@ -35,7 +35,7 @@ const LEGACY: [(&str, &str, bool); 2] = [
 
 /// What is wanted.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Wanted {
+pub(crate) struct Forward {
     /// Where pods live.
     pub(crate) pools: BTreeSet<IpNet>,
     /// Whether iptables' chain gets rules.
@@ -44,7 +44,7 @@ pub(crate) struct Wanted {
 
 /// Looks at all chains at the forward hook, and puts right what may be. Returns whether our rules were not as they should
 /// be, and what is in the way.
-pub(super) fn ensure(socket: &mut NftSocket, wanted: &Wanted) -> Result<(bool, Vec<String>), CommitError> {
+pub(super) fn ensure(socket: &mut NftSocket, wanted: &Forward) -> Result<(bool, Vec<String>), CommitError> {
     let (mut changed, mut problems) = (false, legacy(wanted, |path| fs::read_to_string(path).ok()));
     for (table, chain) in socket.base_chains()? {
         let Some(base) = chain.base.filter(|base| base.hook == Hook::Forward) else { continue };
@@ -75,7 +75,7 @@ pub(super) fn ensure(socket: &mut NftSocket, wanted: &Wanted) -> Result<(bool, V
 
 /// Takes our rules out of iptables' chains.
 pub(super) fn remove(socket: &mut NftSocket) -> Result<(), CommitError> {
-    ensure(socket, &Wanted { pools: BTreeSet::new(), rules: false }).map(drop)
+    ensure(socket, &Forward { pools: BTreeSet::new(), rules: false }).map(drop)
 }
 
 fn of_family(pools: &BTreeSet<IpNet>, family: Family) -> Vec<IpNet> {
@@ -87,17 +87,14 @@ fn of_family(pools: &BTreeSet<IpNet>, family: Family) -> Vec<IpNet> {
     pools.iter().filter(fits).copied().collect()
 }
 
-fn fields(net: IpNet) -> (Field, Field) {
-    if net.addr().is_ipv4() { (Field::IpSaddr, Field::IpDaddr) } else { (Field::Ip6Saddr, Field::Ip6Daddr) }
-}
-
 /// The rules that iptables' chain shall have from us, in order.
 fn ours(pools: &[IpNet]) -> Vec<(Field, IpNet)> {
-    let both = |net: &IpNet| {
-        let (source, destination) = fields(*net);
-        [(source, *net), (destination, *net)]
-    };
+    let both = |net: &IpNet| [(Field::saddr(net.addr()), *net), (Field::daddr(net.addr()), *net)];
     pools.iter().flat_map(both).collect()
+}
+
+fn accepts(rule: &RuleDump) -> bool {
+    rule.verdict == Some(Verdict::Accept)
 }
 
 fn is_ours(rule: &RuleDump) -> bool {
@@ -108,7 +105,7 @@ fn is_ours(rule: &RuleDump) -> bool {
 fn put(table: &TableId, found: &[RuleDump], pools: &[IpNet]) -> Transaction {
     let (mine, wanted) = (found.iter().filter(|rule| is_ours(rule)), ours(pools));
     let mut transaction = Transaction::new();
-    let is = |rule: &RuleDump, wanted: &(Field, IpNet)| rule.accepts && rule.networks == [*wanted];
+    let is = |rule: &RuleDump, wanted: &(Field, IpNet)| accepts(rule) && rule.networks == [*wanted];
     if mine.clone().count() == wanted.len()
         && mine.clone().zip(&wanted).all(|(rule, wanted)| is(rule, wanted))
     {
@@ -132,7 +129,7 @@ fn is_open(rules: &[RuleDump], pools: &[IpNet]) -> bool {
             [(of, wide)] => of == *field && wide.contains(net),
             _ => false,
         };
-        rules.iter().any(|rule| rule.accepts && covers(rule))
+        rules.iter().any(|rule| accepts(rule) && covers(rule))
     };
     ours(pools).iter().all(accepted)
 }
@@ -140,7 +137,7 @@ fn is_open(rules: &[RuleDump], pools: &[IpNet]) -> bool {
 /// A chain that drops, in words, with what mends it.
 fn in_the_way(table: &TableId, chain: &Name, pools: &[IpNet], is_iptables: bool) -> String {
     let commands = ours(pools).into_iter().map(|(field, net)| {
-        let source = matches!(field, Field::IpSaddr | Field::Ip6Saddr);
+        let source = field == Field::saddr(net.addr());
         if is_iptables {
             let (program, side) = (
                 if net.addr().is_ipv4() { "iptables" } else { "ip6tables" },
@@ -162,7 +159,7 @@ fn in_the_way(table: &TableId, chain: &Name, pools: &[IpNet], is_iptables: bool)
 }
 
 /// Tables of iptables-legacy, which nobody can look into without its own program.
-fn legacy(wanted: &Wanted, read: impl Fn(&Path) -> Option<String>) -> Vec<String> {
+fn legacy(wanted: &Forward, read: impl Fn(&Path) -> Option<String>) -> Vec<String> {
     let mut problems = vec![];
     for (path, program, v4) in LEGACY {
         let tables = read(Path::new(path)).unwrap_or_default();
@@ -181,8 +178,8 @@ fn legacy(wanted: &Wanted, read: impl Fn(&Path) -> Option<String>) -> Vec<String
 mod tests {
     use super::*;
 
-    fn wanted(pools: &[&str]) -> Wanted {
-        Wanted { pools: pools.iter().map(|pool| pool.parse().unwrap()).collect(), rules: true }
+    fn wanted(pools: &[&str]) -> Forward {
+        Forward { pools: pools.iter().map(|pool| pool.parse().unwrap()).collect(), rules: true }
     }
 
     #[test]
@@ -200,11 +197,10 @@ mod tests {
         let rule = |field: Field, net: &str, accepts: bool| RuleDump {
             handle: 1,
             comment: String::new(),
-            goes_to: None,
             exprs: vec![],
             asked: vec![],
             networks: vec![(field, net.parse().unwrap())],
-            accepts,
+            verdict: accepts.then_some(Verdict::Accept),
         };
         let pools: Vec<IpNet> = ["10.244.0.0/16", "fd00:244::/64"].map(|net| net.parse().unwrap()).into();
         let mut rules = vec![
@@ -215,9 +211,9 @@ mod tests {
         ];
         assert!(is_open(&rules, &pools) && is_open(&[], &[]));
         for at in 0..rules.len() {
-            rules[at].accepts = false;
+            rules[at].verdict = None;
             assert!(!is_open(&rules, &pools), "{at}");
-            rules[at].accepts = true;
+            rules[at].verdict = Some(Verdict::Accept);
         }
         rules[1] = rule(Field::IpDaddr, "10.244.0.0/17", true);
         assert!(!is_open(&rules, &pools), "a half of it");

@@ -19,7 +19,7 @@ use podway_model::names::MASQ_TABLE;
 use podway_nft::{CommitError, Name, Nftables as _, TableId, TableState, Transaction, tables};
 
 use super::desired::Masquerade;
-use super::forward::{self, Wanted as Forward};
+use super::forward::{self, Forward};
 use super::ports::HostPorts;
 
 /// How often the tables are looked at.

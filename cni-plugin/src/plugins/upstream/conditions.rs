@@ -84,10 +84,8 @@ impl Condition {
     /// A rule that asks this besides.
     pub(super) fn ask(&self, rule: Rule) -> Rule {
         let (field, net) = match &self.what {
-            What::From(net) if net.addr().is_ipv4() => (Field::IpSaddr, net),
-            What::From(net) => (Field::Ip6Saddr, net),
-            What::To(net) if net.addr().is_ipv4() => (Field::IpDaddr, net),
-            What::To(net) => (Field::Ip6Daddr, net),
+            What::From(net) => (Field::saddr(net.addr()), net),
+            What::To(net) => (Field::daddr(net.addr()), net),
             What::By(name) => {
                 let name = podway_nft::Value::ifname(name.as_str());
                 let field = Field::IifName;

@@ -21,7 +21,9 @@ use podway_ipam::Attachment;
 use podway_kern::nft::NftSocket;
 use podway_kern::xtables;
 use podway_model::names::upstream_chain;
-use podway_nft::{CommitError, Errno, Family, Name, Nftables as _, Op, TableDump, TableId, Transaction};
+use podway_nft::{
+    CommitError, Errno, Family, Name, Nftables as _, Op, RuleDump, TableDump, TableId, Transaction, Verdict,
+};
 
 use crate::conf::Network;
 use crate::error::{CniError, Code};
@@ -138,13 +140,16 @@ fn remove(
     }
 }
 
+/// The chain where a packet goes on that a rule fits.
+fn goes_to(rule: &RuleDump) -> Option<&Name> {
+    rule.verdict.as_ref().and_then(Verdict::target)
+}
+
 fn removal(found: &TableDump, chains: &BTreeSet<Name>) -> Transaction {
     let mut transaction = Transaction::new();
     let (own, others): (Vec<_>, Vec<_>) = found.chains.iter().partition(|chain| chains.contains(&chain.name));
     for chain in others {
-        for rule in
-            chain.rules.iter().filter(|rule| rule.goes_to.as_ref().is_some_and(|to| chains.contains(to)))
-        {
+        for rule in chain.rules.iter().filter(|rule| goes_to(rule).is_some_and(|to| chains.contains(to))) {
             let (table, chain) = (found.id.clone(), chain.name.clone());
             transaction.push(Op::DeleteRule { table, chain, handle: rule.handle });
         }
@@ -165,7 +170,7 @@ fn stale(found: &TableDump, purpose: Purpose, network: &str, valid: &BTreeSet<&s
     for rule in found.chains.iter().flat_map(|chain| &chain.rules) {
         let Some(container) = container_of(&rule.comment, purpose, network) else { continue };
         let chains = purpose.chains(network, container);
-        if !valid.contains(container) && rule.goes_to.as_ref().is_some_and(|to| chains.contains(to)) {
+        if !valid.contains(container) && goes_to(rule).is_some_and(|to| chains.contains(to)) {
             all.extend(chains);
         }
     }
@@ -211,7 +216,7 @@ fn report(purpose: Purpose, family: Family, what: std::fmt::Arguments<'_>) {
 
 #[cfg(test)]
 mod tests {
-    use podway_nft::{ChainDump, RuleDump, TableFlags};
+    use podway_nft::{ChainDump, TableFlags};
 
     use super::*;
 
@@ -224,11 +229,10 @@ mod tests {
         RuleDump {
             handle,
             comment,
-            goes_to: goes_to.cloned(),
             exprs: Vec::new(),
             asked: Vec::new(),
             networks: Vec::new(),
-            accepts: false,
+            verdict: goes_to.cloned().map(Verdict::Jump),
         }
     }
 

@@ -87,15 +87,11 @@ pub(super) fn open(network: &Network, attachment: &Attachment, nets: &[IpNet]) -
     }
     old.iter().filter(|rule| is_of(rule, &hash)).for_each(|rule| delete(&mut transaction, rule));
     for net in nets {
-        let (protocol, source, destination) = if net.addr().is_ipv4() {
-            (IPV4, Field::IpSaddr, Field::IpDaddr)
-        } else {
-            (IPV6, Field::Ip6Saddr, Field::Ip6Daddr)
-        };
+        let protocol = if net.addr().is_ipv4() { IPV4 } else { IPV6 };
         let rule = Rule::new(&comment(network, attachment))
             .is(Field::NfProto, protocol)
-            .is(source, net.addr())
-            .not_in_net(destination, net.trunc())
+            .is(Field::saddr(net.addr()), net.addr())
+            .not_in_net(Field::daddr(net.addr()), net.trunc())
             .with(Expr::Masquerade { fully_random: false });
         transaction.push(Op::AddRule { table: table(), chain: CHECKS, rule });
     }
@@ -138,7 +134,7 @@ pub(super) fn missing(
     let hash = of_attachment(network, attachment);
     let found = rules(&mut connect()?)?;
     let is_there = |net: &IpNet| {
-        let field = if net.addr().is_ipv4() { Field::IpSaddr } else { Field::Ip6Saddr };
+        let field = Field::saddr(net.addr());
         let wanted = podway_nft::Value::from(net.addr());
         found.iter().any(|rule| is_of(rule, &hash) && rule.asked.contains(&(field, wanted.clone())))
     };

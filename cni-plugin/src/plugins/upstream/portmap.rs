@@ -155,8 +155,7 @@ fn of_family(ports: &[HostPort], ip: IpAddr) -> impl Iterator<Item = &HostPort> 
 
 /// Rules of one container and family, each with its chain.
 fn rules(conf: &Conf, ip: IpAddr, container: &str) -> Vec<(Name, Rule)> {
-    let (source, destination) =
-        if ip.is_ipv4() { (Field::IpSaddr, Field::IpDaddr) } else { (Field::Ip6Saddr, Field::Ip6Daddr) };
+    let (source, destination) = (Field::saddr(ip), Field::daddr(ip));
     let mut all = Vec::new();
     for port in of_family(&conf.ports, ip) {
         let mut rule = Rule::new(container);
@@ -531,7 +530,7 @@ pub(super) fn check(network: &Network, target: &Target) -> Result<(), CniError> 
                 wrong.push(format!("nft table {id}: host port {} is not open", describe_port(port)));
             }
         }
-        let destination = if ip.is_ipv4() { Field::IpDaddr } else { Field::Ip6Daddr };
+        let destination = Field::daddr(ip);
         let masqueraded = own.iter().any(|(chain, rule)| {
             **chain == MASQUERADING && rule.asked.contains(&(destination, Bytes::from(ip)))
         });

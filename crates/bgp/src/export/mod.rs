@@ -2,8 +2,7 @@
 //!
 //! Neighbours that must be told the same form an update group. A group decides and encodes once ([`group`]), into an
 //! append-only log of immutable segments ([`log`]); a neighbour is a cursor into that log. [`adj_out`] is what it was told,
-//! [`policy`] says what a
-//! group is told, [`lint`] checks in debug builds that nothing leaves that the rules forbid.
+//! [`policy`] says what a group is told, [`lint`] checks in debug builds that nothing leaves that the rules forbid.
 
 pub(crate) mod adj_out;
 pub(crate) mod encoder;

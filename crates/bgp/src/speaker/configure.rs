@@ -98,8 +98,8 @@ impl Speaker {
         }
         self.stop_peer(address, FsmEvent::ManualStop, &Notification::cease(cease::DECONFIGURED));
         self.drop_routes(address);
-        if let Some(old) = self.peers.remove(&address).and_then(|peer| peer.armed) {
-            self.timers.remove(&(old, address));
+        if let Some(mut peer) = self.peers.remove(&address) {
+            self.timers.arm(address, &mut peer.armed, None);
         }
         Family::ALL.into_iter().for_each(|family| self.stop_waiting(address, family));
     }

@@ -39,6 +39,7 @@ use crate::session::fsm::FsmEvent;
 use crate::session::negotiated::{RestartBits, our_open};
 use crate::session::rng::Rng;
 use crate::session::slot::{Cx, Effect};
+use crate::timers::Timers;
 use crate::types::{Families, Family};
 use deferral::Deferral;
 use pace::Pace;
@@ -62,7 +63,7 @@ pub struct Speaker {
     /// Whose connection and slot it is. Invariant: exactly the connections that slots hold (`tests/simulation.rs`).
     conns: BTreeMap<ConnId, (IpAddr, usize)>,
     next_conn: u64,
-    timers: BTreeSet<(Duration, IpAddr)>,
+    timers: Timers,
     rib: Rib,
     interner: Interner,
     groups: BTreeMap<GroupId, Group>,
@@ -103,7 +104,7 @@ impl Speaker {
             peers: BTreeMap::new(),
             conns: BTreeMap::new(),
             next_conn: 1,
-            timers: BTreeSet::new(),
+            timers: Timers::default(),
             rib: Rib::default(),
             interner: Interner::default(),
             groups: BTreeMap::new(),
@@ -152,7 +153,7 @@ impl Speaker {
 
     /// When [`Event::Timer`] is due; none: not before something else happens.
     pub fn deadline(&self) -> Option<Duration> {
-        let peers = self.timers.first().map(|(at, _)| *at);
+        let peers = self.timers.next();
         let flush = self.pace.due();
         let deferral = self.deferral.as_ref().map(|deferral| deferral.until);
         [peers, flush, deferral].into_iter().flatten().min()
@@ -161,11 +162,7 @@ impl Speaker {
     /// Runs all timers that are due.
     fn on_timers(&mut self) {
         self.check_deferral_timer();
-        while let Some((at, address)) = self.timers.first().copied() {
-            if at > self.now {
-                break;
-            }
-            self.timers.pop_first();
+        while let Some(address) = self.timers.pop_due(self.now) {
             let Some(peer) = self.peers.get_mut(&address) else { continue };
             peer.armed = None;
             for slot in 0..peer.slots.len() {
@@ -189,12 +186,7 @@ impl Speaker {
         if peer.is_gone() {
             self.leaving.insert(address);
         }
-        if peer.armed != deadline {
-            if let Some(old) = std::mem::replace(&mut peer.armed, deadline) {
-                self.timers.remove(&(old, address));
-            }
-            self.timers.extend(deadline.map(|at| (at, address)));
-        }
+        self.timers.arm(address, &mut peer.armed, deadline);
     }
 
     /// Runs one event through a slot's state machine and sees to what follows.
@@ -378,7 +370,7 @@ impl Speaker {
                 }
             }
         }
-        self.timers.clear();
+        self.timers = Timers::default();
         self.pace.flushed(self.now, false);
         self.deferral = None;
     }

@@ -8,10 +8,11 @@ use std::time::Duration;
 use crate::config::{ConnectMode, Neighbour};
 use crate::event::ConnId;
 use crate::message::Nlri;
-use crate::rib::{Attributes, DestId, Learned, Rib, Shared, Withdrawn};
+use crate::rib::{Attributes, DestId, Destination, Learned, Path, Rib, Shared, Withdrawn};
 use crate::session::fsm::State;
 use crate::session::negotiated::Negotiated;
 use crate::session::slot::Slot;
+use crate::timers::Armed;
 use crate::types::{Families, Family};
 
 /// The slot that connects.
@@ -112,7 +113,7 @@ pub(super) struct Peer {
     /// The last remark about what it sent.
     pub(super) remark: Option<String>,
     /// What stands in the speaker's timers for it.
-    pub(super) armed: Option<Duration>,
+    pub(super) armed: Armed,
 }
 
 impl Peer {
@@ -239,12 +240,22 @@ impl AdjIn {
         self.destinations.iter().copied()
     }
 
-    /// The paths of `peer`, whose adj-RIB-in this is.
-    pub(super) fn paths<'a>(&'a self, rib: &'a Rib, peer: IpAddr) -> impl Iterator<Item = Nlri> + 'a {
+    /// The paths of `peer`, whose adj-RIB-in this is, each with what stands in the RIB.
+    pub(super) fn entries<'a>(
+        &'a self,
+        rib: &'a Rib,
+        peer: IpAddr,
+    ) -> impl Iterator<Item = (Nlri, &'a Path, &'a Destination)> {
         self.destinations.iter().flat_map(move |id| {
             let destination = rib.at(*id);
             let theirs = destination.paths().iter().filter(move |path| path.source() == Some(peer));
-            theirs.map(|path| Nlri { prefix: destination.prefix, id: path.their_id })
+            theirs
+                .map(move |path| (Nlri { prefix: destination.prefix, id: path.their_id }, path, destination))
         })
+    }
+
+    /// The same without what stands there.
+    pub(super) fn paths<'a>(&'a self, rib: &'a Rib, peer: IpAddr) -> impl Iterator<Item = Nlri> + 'a {
+        self.entries(rib, peer).map(|(nlri, _, _)| nlri)
     }
 }

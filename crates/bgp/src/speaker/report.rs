@@ -23,7 +23,7 @@ impl Speaker {
         for (address, peer) in &self.peers {
             let slot = peer.furthest();
             let group = peer.session.as_ref().and_then(|session| self.groups.get(&session.group));
-            let usable = |nlri: &Nlri| self.rib.path(nlri, Some(*address)).is_some_and(|path| path.usable);
+            let entries = peer.adj_in.entries(&self.rib, *address);
             all.push(PeerStatus {
                 name: peer.neighbour.name.clone(),
                 address: *address,
@@ -32,7 +32,7 @@ impl Speaker {
                 state: slot.state,
                 since: slot.since,
                 received: peer.adj_in.len(),
-                usable: peer.adj_in.paths(&self.rib, *address).filter(usable).count(),
+                usable: entries.filter(|(_, path, _)| path.usable).count(),
                 stale: peer.stale.len(),
                 advertised: group.map_or(0, |group| group.advertised(*address)),
                 updates: peer.updates,
@@ -87,27 +87,15 @@ impl Speaker {
 
     /// Paths that a peer has told us, as they came, each with whether it is let in and whether it is the best one.
     pub fn received_paths(&self, peer: IpAddr) -> Vec<(Nlri, PathAttributes, bool, bool)> {
-        let all = self.paths_of(peer).into_iter();
-        let path = |nlri: Nlri| {
-            let path = self.rib.path(&nlri, Some(peer))?;
-            let best = self.rib.get(&nlri.prefix).and_then(|destination| destination.best());
-            let is_best = best.is_some_and(|best| best.same_as(path));
-            Some((nlri, path.received.path.clone(), path.usable, is_best))
-        };
-        all.filter_map(path).collect()
-    }
-
-    /// What stands in a peer's adj-RIB-in, in order.
-    fn paths_of(&self, address: IpAddr) -> BTreeSet<Nlri> {
-        let peer = self.peers.get(&address).into_iter();
-        peer.flat_map(|peer| peer.adj_in.paths(&self.rib, address)).collect()
-    }
-
-    /// What a peer has told us, as it came.
-    pub fn received(&self, peer: IpAddr) -> Vec<(Nlri, PathAttributes)> {
-        let all = self.paths_of(peer).into_iter();
-        let path = |nlri: Nlri| Some((nlri, self.rib.path(&nlri, Some(peer))?.received.path.clone()));
-        all.filter_map(path).collect()
+        let all = self.peers.get(&peer).into_iter().flat_map(|known| known.adj_in.entries(&self.rib, peer));
+        let mut all: Vec<_> = all
+            .map(|(nlri, path, destination)| {
+                let is_best = destination.best().is_some_and(|best| best.same_as(path));
+                (nlri, path.received.path.clone(), path.usable, is_best)
+            })
+            .collect();
+        all.sort_unstable_by_key(|(nlri, ..)| *nlri);
+        all
     }
 
     /// Peers whose routes are in use: with a session, or with routes kept over their restart. After a restart of our

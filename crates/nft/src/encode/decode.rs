@@ -133,9 +133,9 @@ pub fn rule(attributes: &[u8]) -> Option<(&str, RuleDump)> {
             .find_map(|(name, body)| comment_of_iptables(name, body))
             .unwrap_or_default();
     }
-    let goes_to = statements(attributes).find_map(|(name, body)| goes_to(name, body));
-    let (asked, networks, accepts) = (asked(attributes), networks(attributes), accepts(attributes));
-    let rule = RuleDump { handle, comment, goes_to, exprs, asked, networks, accepts };
+    let verdict = statements(attributes).find_map(|(name, body)| verdict(name, body));
+    let (asked, networks) = (asked(attributes), networks(attributes));
+    let rule = RuleDump { handle, comment, exprs, asked, networks, verdict };
     Some((find_text(attributes, rule::CHAIN)?, rule))
 }
 
@@ -153,9 +153,9 @@ fn comment_of_iptables(name: &str, body: &[u8]) -> Option<String> {
     Some(String::from_utf8_lossy(&text[..end]).into_owned())
 }
 
-fn goes_to(name: &str, body: &[u8]) -> Option<Name> {
+fn verdict(name: &str, body: &[u8]) -> Option<Verdict> {
     match datum(find(body, 2).filter(|_| name == "immediate")?)? {
-        Datum::Verdict(Verdict::Jump(chain) | Verdict::Goto(chain)) => Some(chain),
+        Datum::Verdict(verdict) => Some(verdict),
         _ => None,
     }
 }
@@ -166,10 +166,9 @@ fn networks(attributes: &[u8]) -> Vec<(Field, IpNet)> {
     const NETWORK_HEADER: u32 = 1;
     let mut networks = Vec::new();
     let (mut loaded, mut mask) = (None, None);
-    for (_, one) in Attributes(find(attributes, rule::EXPRESSIONS).unwrap_or_default()) {
-        let body = find(one, 2).unwrap_or_default();
-        match find_text(one, 1) {
-            Some("payload") => {
+    for (name, body) in statements(attributes) {
+        match name {
+            "payload" => {
                 let field = match (find_be32(body, 2), find_be32(body, 3)) {
                     (Some(NETWORK_HEADER), Some(12)) => Some(Field::IpSaddr),
                     (Some(NETWORK_HEADER), Some(16)) => Some(Field::IpDaddr),
@@ -179,15 +178,15 @@ fn networks(attributes: &[u8]) -> Vec<(Field, IpNet)> {
                 };
                 (loaded, mask) = (field, None);
             }
-            Some("bitwise") => mask = find(body, 4).and_then(|data| find(data, data::VALUE)),
-            Some("cmp") if find_be32(body, 2) == Some(0) => {
+            "bitwise" => mask = find(body, 4).and_then(|data| find(data, data::VALUE)),
+            "cmp" if find_be32(body, 2) == Some(0) => {
                 let value = find(body, 3).and_then(|data| find(data, data::VALUE));
                 networks.extend(loaded.take().zip(value).and_then(|(field, value)| {
                     Some((field, network(matches!(field, Field::IpSaddr | Field::IpDaddr), value, mask)?))
                 }));
             }
             // A counter loads nothing.
-            Some("counter") => {}
+            "counter" => {}
             _ => loaded = None,
         }
     }
@@ -214,16 +213,6 @@ fn network(v4: bool, value: &[u8], mask: Option<&[u8]>) -> Option<IpNet> {
         IpAddr::from(octets)
     };
     IpNet::new(address, u8::try_from(len).ok()?).ok()
-}
-
-/// Whether a rule ends with the verdict accept.
-fn accepts(attributes: &[u8]) -> bool {
-    let last = Attributes(find(attributes, rule::EXPRESSIONS).unwrap_or_default()).last();
-    last.is_some_and(|(_, one)| {
-        let data = find(find(one, 2).unwrap_or_default(), 2);
-        find_text(one, 1) == Some("immediate")
-            && data.and_then(datum) == Some(Datum::Verdict(Verdict::Accept))
-    })
 }
 
 /// Fields that are loaded whole and then compared for being equal.

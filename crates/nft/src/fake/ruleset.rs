@@ -169,11 +169,10 @@ impl Ruleset {
         let rule = |held: &HeldRule| RuleDump {
             handle: held.handle,
             comment: held.rule.comment.clone(),
-            goes_to: held.rule.exprs.iter().find_map(goes_to).cloned(),
             exprs: held.exprs.clone(),
             asked: held.rule.exprs.iter().filter_map(asked).collect(),
             networks: held.rule.exprs.iter().filter_map(network).collect(),
-            accepts: held.rule.exprs.last() == Some(&Expr::Verdict(Verdict::Accept)),
+            verdict: held.rule.exprs.iter().find_map(verdict).cloned(),
         };
         let chain = |chain: &HeldChain| ChainDump {
             name: chain.name.clone(),
@@ -238,7 +237,7 @@ impl Table {
             Some(Datum::Verdict(verdict)) => Some(verdict),
             _ => None,
         });
-        rules.chain(elements).any(|verdict| target(verdict) == Some(chain))
+        rules.chain(elements).any(|verdict| verdict.target() == Some(chain))
     }
 
     /// nf_tables_addchain, nf_tables_updchain.
@@ -357,7 +356,7 @@ impl Table {
 
     /// nft_verdict_init.
     fn check_verdict(&self, verdict: &Verdict) -> Result<(), Errno> {
-        let Some(name) = target(verdict) else { return Ok(()) };
+        let Some(name) = verdict.target() else { return Ok(()) };
         let chain = self.chain(name).ok_or(Errno::NOENT)?;
         if chain.base.is_some() { Err(Errno::OPNOTSUPP) } else { Ok(()) }
     }
@@ -424,9 +423,9 @@ fn asked(expr: &Expr) -> Option<(Field, crate::value::Value)> {
     }
 }
 
-fn goes_to(expr: &Expr) -> Option<&Name> {
+fn verdict(expr: &Expr) -> Option<&Verdict> {
     match expr {
-        Expr::Verdict(verdict) => target(verdict),
+        Expr::Verdict(verdict) => Some(verdict),
         _ => None,
     }
 }
@@ -451,14 +450,6 @@ fn network(expr: &Expr) -> Option<(Field, IpNet)> {
         Some(mask) => IpNet::with_netmask(whole.addr(), address(mask)?).ok()?,
     };
     Some((field, net))
-}
-
-/// Where a verdict leads.
-pub(super) fn target(verdict: &Verdict) -> Option<&Name> {
-    match verdict {
-        Verdict::Jump(chain) | Verdict::Goto(chain) => Some(chain),
-        Verdict::Accept | Verdict::Drop | Verdict::Continue | Verdict::Return => None,
-    }
 }
 
 /// The set that a statement looks into.

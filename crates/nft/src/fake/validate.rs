@@ -2,12 +2,12 @@
 //! deep its jumps go and whether each statement works at the hooks that lead to it (nft_table_validate).
 
 use crate::eval::{CONNTRACK, JUMPS_MAX};
-use crate::expr::{Expr, Field};
+use crate::expr::{Expr, Field, Verdict};
 use crate::kernel::Errno;
 use crate::object::{BaseChain, ChainKind, Datum, Hook};
 use crate::transaction::Op;
 
-use super::ruleset::{HeldChain, Table, target};
+use super::ruleset::{HeldChain, Table};
 
 /// Whether a base chain can be there.
 pub(super) fn base(base: &BaseChain) -> Result<(), Errno> {
@@ -36,7 +36,7 @@ fn walk(table: &Table, base: &BaseChain, chain: &HeldChain, depth: usize) -> Res
     if depth == JUMPS_MAX {
         return Err(Errno::MLINK);
     }
-    let lead = |verdict| match target(verdict).and_then(|name| table.chain(name)) {
+    let lead = |verdict| match Verdict::target(verdict).and_then(|name| table.chain(name)) {
         Some(next) => walk(table, base, next, depth + 1),
         None => Ok(()),
     };

@@ -8,7 +8,7 @@ use std::time::Duration;
 use podway_kern::ns::NetNs;
 use podway_kern::sysctl::Sysctl;
 
-use super::super::forward::Wanted;
+use super::super::forward::Forward;
 use super::super::tables::Tables;
 use super::tables::{in_fresh_netns, wire};
 use super::{ip, net};
@@ -16,8 +16,8 @@ use super::{ip, net};
 const POOLS: [&str; 3] = ["10.244.0.0/16", "10.250.4.0/22", "fd00:10:244::/48"];
 const PODS: [[&str; 2]; 2] = [["10.244.1.2", "fd00:10:244:1::2"], ["10.244.2.2", "fd00:10:244:2::2"]];
 
-fn wanted(rules: bool) -> Wanted {
-    Wanted { pools: POOLS.map(net).into(), rules }
+fn wanted(rules: bool) -> Forward {
+    Forward { pools: POOLS.map(net).into(), rules }
 }
 
 /// Where there is iptables: the test on a node that forwards, with two pods.
