@@ -216,6 +216,8 @@ pub struct PeerStatus {
     pub ignored: u64,
     /// The last remark about what it sent.
     pub remark: Option<String>,
+    /// Its session is to end, and what that waits for.
+    pub leaving: Option<String>,
 }
 
 /// A path as people see it.

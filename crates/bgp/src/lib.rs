@@ -50,6 +50,7 @@ mod rib;
 pub mod session;
 mod speaker;
 mod timers;
+pub mod topology;
 pub mod types;
 
 pub use event::{Action, AfterStop, ConnId, Event};

@@ -11,11 +11,14 @@
 
 mod sim;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use podway_bgp::config::{Claims, ConnectMode, Import, Restarted, Role};
+use podway_bgp::config::{Circle, Claims, ConnectMode, Import, Restarted, Role, SpeakerConfig, Standing};
+use podway_bgp::topology::{Link, View};
 use podway_bgp::{AfterStop, Event};
+use podway_model::ids::NodeName;
 use sim::{Net, block, config, mesh, neighbour, reflected, v4};
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -310,6 +313,171 @@ fn a_switch_from_mesh_to_reflectors_and_back_follows_the_configuration() {
         net.configure(i, config);
     }
     net.until("mesh again", MINUTE, Net::converged);
+}
+
+/// Node `i` of a cluster whose topology it sees like this.
+fn viewed(i: usize, nodes: usize, view: &View, firm: bool) -> SpeakerConfig {
+    let name = |i: usize| format!("n{i}").parse::<NodeName>().unwrap();
+    let mut config = config(i, 2);
+    for j in (0..nodes).filter(|j| *j != i) {
+        let link = Link::new(view, &name(i), &name(j), i < j);
+        let mut other = neighbour(j, link.role, link.connect);
+        other.options.standing = if firm { Standing::Firm } else { link.standing };
+        if link.listed || (firm && link.standing == Standing::Wanted) {
+            config.neighbours.insert(v4(j), other);
+        } else if !firm {
+            let circle = config.options.circles.iter().position(|c| c.template.role == link.role);
+            let circle = circle.unwrap_or_else(|| {
+                config.options.circles.push(Circle { members: BTreeMap::new(), template: other });
+                config.options.circles.len() - 1
+            });
+            config.options.circles[circle].members.insert(v4(j), format!("n{j}"));
+        }
+    }
+    config
+}
+
+fn reflected_by(all: &[usize]) -> View {
+    View::Reflectors(all.iter().map(|i| format!("n{i}").parse().unwrap()).collect())
+}
+
+/// A cluster goes from view to view, each node within two minutes in its own time; `complete` at every instant.
+fn walk(nodes: usize, views: &[View], seed: u64, firm: bool, complete: impl Fn(&Net) + Copy) -> Net {
+    let mut net = Net::new((0..nodes).map(|i| viewed(i, nodes, &views[0], firm)).collect(), seed);
+    net.until(&format!("up, seed {seed}"), MINUTE, |net| {
+        (0..nodes).all(|i| (0..nodes).all(|j| i == j || net.reaches(i, j)))
+    });
+    for view in &views[1..] {
+        let begin = net.now;
+        let mut order: Vec<(Duration, usize)> =
+            (0..nodes).map(|i| (begin + Duration::from_millis(net.random() % 120_000), i)).collect();
+        order.sort_unstable();
+        for (at, i) in order {
+            net.run_while(at - net.now, complete);
+            net.configure(i, viewed(i, nodes, view, firm));
+            complete(&net);
+        }
+        net.until_while(
+            &format!("sessions of {view:?} and no others, seed {seed}"),
+            4 * MINUTE,
+            |net| {
+                let name = |i: usize| format!("n{i}").parse::<NodeName>().unwrap();
+                let wanted = |i: usize, j: usize| {
+                    *view == View::Mesh || view.reflects(&name(i)) || view.reflects(&name(j))
+                };
+                let pairs = (0..nodes).flat_map(|i| (0..i).map(move |j| (i, j)));
+                pairs.into_iter().all(|(i, j)| net.is_established(i, j) == wanted(i, j))
+            },
+            complete,
+        );
+    }
+    net.run_while(5 * MINUTE, complete);
+    net
+}
+
+fn all_reach_all(net: &Net) {
+    let nodes = net.nodes.len();
+    for (i, j) in (0..nodes).flat_map(|i| (0..nodes).map(move |j| (i, j))).filter(|(i, j)| i != j) {
+        assert!(net.reaches(i, j), "n{i} lost n{j}'s routes\n{}", net.report());
+    }
+}
+
+#[test]
+fn topologies_change_without_a_missing_route_while_views_differ() {
+    let views = [
+        View::Mesh,
+        reflected_by(&[0, 1, 2]),
+        // By hand, or because nodes come and go: one reflector is another one, then all are.
+        reflected_by(&[1, 2, 3]),
+        reflected_by(&[6, 7]),
+        View::Mesh,
+        reflected_by(&[4]),
+    ];
+    for seed in 0..6 {
+        let net = walk(9, &views, 300 + seed, false, all_reach_all);
+        // Nothing of the mesh is left: each is told of everybody by its reflector.
+        let told: Vec<usize> =
+            net.nodes[0].speaker.as_ref().unwrap().peers().iter().map(|p| p.usable).collect();
+        assert_eq!(told, [8 * 3], "seed {seed}");
+    }
+}
+
+#[test]
+fn a_change_that_breaks_before_it_makes_is_found() {
+    let lost = std::cell::Cell::new(false);
+    let look = |net: &Net| {
+        let nodes = net.nodes.len();
+        let all = (0..nodes).all(|i| (0..nodes).all(|j| i == j || net.reaches(i, j)));
+        lost.set(lost.get() || !all);
+    };
+    let _ = walk(9, &[View::Mesh, reflected_by(&[0, 1, 2])], 300, true, look);
+    assert!(lost.get(), "the simulation sees routes that are missing for an instant");
+}
+
+#[test]
+fn a_node_that_only_one_side_wants_to_let_go_keeps_its_session() {
+    let nodes = 5;
+    let reflectors = reflected_by(&[0]);
+    let mut net = Net::new((0..nodes).map(|i| viewed(i, nodes, &View::Mesh, false)).collect(), 310);
+    net.until("up", MINUTE, Net::converged);
+    // Nodes 3 and 4 do not hear of it for an hour.
+    for i in 0..3 {
+        net.configure(i, viewed(i, nodes, &reflectors, false));
+    }
+    net.run_while(60 * MINUTE, all_reach_all);
+    assert!(net.is_established(1, 3) && net.is_established(3, 4), "{}", net.report());
+    assert!(!net.is_established(1, 2), "both want it: {}", net.report());
+    for i in 3..nodes {
+        net.configure(i, viewed(i, nodes, &reflectors, false));
+    }
+    let gone = |net: &Net| !net.is_established(1, 3) && !net.is_established(3, 4);
+    net.until_while("they let go too", MINUTE, gone, all_reach_all);
+}
+
+#[test]
+fn a_reflector_that_is_not_there_keeps_the_mesh_up() {
+    let nodes = 5;
+    let mut net = Net::new((0..nodes).map(|i| viewed(i, nodes, &View::Mesh, false)).collect(), 311);
+    net.until("up", MINUTE, Net::converged);
+    let complete = |net: &Net| {
+        let alive = [1, 2, 3, 4];
+        for (i, j) in alive.iter().flat_map(|i| alive.map(|j| (*i, j))).filter(|(i, j)| i != j) {
+            assert!(net.reaches(i, j), "n{i} lost n{j}'s routes\n{}", net.report());
+        }
+    };
+    net.vanish(0);
+    for i in 1..nodes {
+        net.configure(i, viewed(i, nodes, &reflected_by(&[0]), false));
+    }
+    net.run_while(30 * MINUTE, complete);
+    let statuses = net.nodes[1].speaker.as_ref().unwrap().peers();
+    let said = statuses.iter().find(|peer| peer.address == v4(2)).and_then(|peer| peer.leaving.clone());
+    assert_eq!(said.as_deref(), Some("3 prefixes have no other way yet"));
+}
+
+#[test]
+fn a_node_whose_reflector_is_none_to_others_is_served() {
+    // Node 4 takes node 3 for a reflector, because its sessions to the three others have been down for long.
+    let nodes = 6;
+    let all = reflected_by(&[0, 1, 2]);
+    let mut net = Net::new((0..nodes).map(|i| viewed(i, nodes, &all, false)).collect(), 312);
+    let reach = |net: &Net| (0..nodes).all(|i| (0..nodes).all(|j| i == j || net.reaches(i, j)));
+    net.until("up", MINUTE, reach);
+    for reflector in 0..3 {
+        net.cut.insert((reflector, 4));
+    }
+    net.run(MINUTE);
+    assert!(!net.reaches(4, 5) && !net.reaches(5, 4), "its routes go by the hold timer");
+    net.configure(4, viewed(4, nodes, &reflected_by(&[0, 1, 2, 3]), false));
+    let back = |net: &Net| {
+        (0..nodes)
+            .all(|i| net.nodes[i].speaker.is_some() && (i == 4 || net.reaches(4, i) && net.reaches(i, 4)))
+    };
+    net.until("everybody reaches it by way of node 3", MINUTE, back);
+    net.cut.clear();
+    net.until("its reflectors are back", 3 * MINUTE, |net| (0..3).all(|i| net.is_established(i, 4)));
+    net.configure(4, viewed(4, nodes, &all, false));
+    net.until_while("it lets go of node 3", MINUTE, |net| !net.is_established(3, 4), all_reach_all);
 }
 
 #[test]

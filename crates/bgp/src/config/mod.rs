@@ -15,8 +15,8 @@ use crate::types::Families;
 mod options;
 
 pub use options::{
-    AddPath, AsRange, Bfd, LocalAs, MaxPrefixes, Med, Multipath, NeighbourOptions, NextHop, Range, Relation,
-    SpeakerOptions, Transport,
+    AddPath, AsRange, Bfd, Circle, LocalAs, MaxPrefixes, Med, Multipath, NeighbourOptions, NextHop, Range,
+    Relation, SpeakerOptions, Standing, Transport,
 };
 
 /// The whole configuration of a speaker.
@@ -254,6 +254,11 @@ impl SpeakerConfig {
                 found.push(ConfigError::Option { address, option: "a range of AS numbers", why });
             }
         }
+        for circle in &self.options.circles {
+            if let Some(first) = circle.members.keys().next() {
+                self.neighbour_mistakes(*first, &circle.template, true, &mut found);
+            }
+        }
         found.extend(options::doubled(&self.options.ranges).map(ConfigError::RangeTwice));
         if self.options.multipath.limit == 0 {
             found.push(ConfigError::MultipathLimit);
@@ -316,11 +321,17 @@ impl SpeakerConfig {
         mistake(maximum, "maximum prefixes", "is zero, or warns above 100 percent");
     }
 
-    /// What is known of an address: its own entry, or the most specific range that it is in.
+    /// What is known of an address: its own entry, its circle, or the most specific range that it is in.
     pub fn neighbour_at(&self, address: IpAddr) -> Option<std::borrow::Cow<'_, Neighbour>> {
         use std::borrow::Cow;
         let listed = self.neighbours.get(&address).map(Cow::Borrowed);
-        listed.or_else(|| {
+        let in_circle = || {
+            let mut circles = self.options.circles.iter();
+            let (name, circle) = circles.find_map(|circle| Some((circle.members.get(&address)?, circle)))?;
+            let (name, connect) = (name.clone(), ConnectMode::Passive);
+            Some(Cow::Owned(Neighbour { name, connect, ..circle.template.clone() }))
+        };
+        listed.or_else(in_circle).or_else(|| {
             let range = self.range_of(address)?;
             let name = format!("{} {address}", range.template.name);
             let connect = ConnectMode::Passive;
@@ -332,9 +343,18 @@ impl SpeakerConfig {
     pub fn md5_files(&self) -> impl Iterator<Item = (IpNet, &PathBuf)> {
         let listed = self.neighbours.iter().map(|(address, neighbour)| (IpNet::from(*address), neighbour));
         let ranges = self.options.ranges.iter().map(|range| (range.prefix.trunc(), &range.template));
+        let circles = self.options.circles.iter().flat_map(|circle| {
+            circle.members.keys().map(|address| (IpNet::from(*address), &circle.template))
+        });
         listed
             .chain(ranges)
+            .chain(circles)
             .filter_map(|(of, neighbour)| Some((of, neighbour.options.transport.md5_file.as_ref()?)))
+    }
+
+    /// Whether a circle has this address.
+    pub fn is_in_circle(&self, address: IpAddr) -> bool {
+        self.options.circles.iter().any(|circle| circle.members.contains_key(&address))
     }
 
     /// The most specific range that an address is in.

@@ -2,6 +2,7 @@
 //! whoever does not care writes `..Default::default()`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +21,8 @@ use crate::types::{Families, Family};
 pub struct SpeakerOptions {
     /// Neighbours that nobody lists: whoever connects from one of these ranges is one, by the template.
     pub ranges: Vec<Range>,
+    /// Neighbours that are known and not looked for: they may connect, and a session that they have goes on.
+    pub circles: Vec<Circle>,
     /// Several next hops for one destination.
     pub multipath: Multipath,
     /// How MED is compared.
@@ -45,6 +48,29 @@ pub struct Range {
     pub asns: Option<AsRange>,
     /// How many neighbours at most; more are rejected.
     pub limit: usize,
+}
+
+/// Neighbours that have much in common and are not looked for: passive, and forgotten when their session has ended and
+/// none of their routes is kept. What one costs while it is not there is an entry in a map.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Circle {
+    /// Who they are: names by address, for people.
+    pub members: BTreeMap<IpAddr, String>,
+    /// What they have in common.
+    pub template: Neighbour,
+}
+
+/// How a neighbour stands in the topology of a cluster, whose changes lose no route: make before break.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Standing {
+    /// What is configured holds at once.
+    #[default]
+    Firm,
+    /// It is wanted. What it is told is never less than before while its session is up: a client stays one.
+    Wanted,
+    /// It is not wanted any more, or not yet: a session goes on as it is until neither side would lose a route by its
+    /// end. Both sides say so to each other, then either ends it.
+    Leaving,
 }
 
 /// AS numbers from one to another, both included.
@@ -134,6 +160,8 @@ pub struct NeighbourOptions {
     pub notifications_restart: Option<bool>,
     /// Whether the shell shall watch it by BFD (RFC 5882), and with which timers.
     pub bfd: Option<Bfd>,
+    /// How a change of topology treats its session.
+    pub standing: Standing,
     /// How the shell shall carry the session.
     pub transport: Transport,
 }
@@ -177,6 +205,7 @@ impl Default for NeighbourOptions {
             maintenance: false,
             notifications_restart: None,
             bfd: None,
+            standing: Standing::Firm,
             transport: Transport::default(),
         }
     }

@@ -4,12 +4,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use podway_model::ids::Asn;
 
 use crate::config::{Export, Neighbour, NextHop, Relation, Role, SpeakerConfig};
 use crate::filter::{self, Filter, Subject, Verdict};
 use crate::message::attribute::{
-    GRACEFUL_SHUTDOWN, NO_ADVERTISE, NO_EXPORT, NO_EXPORT_SUBCONFED, PathAttributes, kind,
+    GRACEFUL_SHUTDOWN, NO_ADVERTISE, NO_EXPORT, NO_EXPORT_SUBCONFED, PathAttributes, kind, released,
 };
+
 use crate::message::update::Encoding;
 use crate::rib::Path;
 use crate::rib::decision::{DEFAULT_LOCAL_PREF, local_pref};
@@ -36,6 +38,10 @@ pub(crate) struct GroupKey {
     /// Whether they know what LLGR_STALE means (RFC 9494).
     pub(crate) long_lived: bool,
     pub(crate) maintenance: bool,
+    /// We need no session with them any more: internal neighbours in the same cluster.
+    pub(crate) letting_go: bool,
+    /// Our AS number.
+    pub(crate) asn: Asn,
 }
 
 /// Which rules hold.
@@ -100,6 +106,8 @@ impl GroupKey {
             default_originate: options.default_originate.and(negotiated.families),
             long_lived: negotiated.understands_long_lived(),
             maintenance: options.maintenance || config.options.maintenance,
+            letting_go: false,
+            asn: config.asn,
         }
     }
 
@@ -190,6 +198,10 @@ impl GroupKey {
                 told.add_member(kind::COMMUNITIES, GRACEFUL_SHUTDOWN.to_be_bytes());
                 told.local_pref = Some(0);
             }
+            if self.letting_go {
+                told.add_member(kind::LARGE_COMMUNITIES, released(self.asn));
+                told.local_pref = Some(0);
+            }
         }
         self.passes(subject, told)?;
         if let (Some(learned), true) = (&path.learned, reflected) {
@@ -226,6 +238,8 @@ impl GroupKey {
         told.local_pref = None;
         told.originator_id = None;
         told.cluster_list.clear();
+        let ours = released(self.asn);
+        told.remove_members(kind::LARGE_COMMUNITIES, |member| *member == ours);
         let keeps = external.route_server || self.next_hop == NextHop::Keep;
         if !(keeps && path.learned.is_some()) {
             told.next_hop = self.own_next_hop(family)?;

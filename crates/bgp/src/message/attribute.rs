@@ -9,6 +9,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use bytes::{BufMut, Bytes, BytesMut};
+use podway_model::ids::Asn;
 use serde::{Deserialize, Serialize};
 
 pub use super::as_path::{AsPath, Segment, SegmentKind};
@@ -75,6 +76,15 @@ pub const NO_EXPORT_SUBCONFED: u32 = 0xffff_ff03;
 
 /// GRACEFUL_SHUTDOWN (RFC 8326): the sender is about to go, prefer anything else.
 pub const GRACEFUL_SHUTDOWN: u32 = 0xffff_0000;
+/// The large community with which a node of the cluster tells its routes to one that it needs no session with any more:
+/// of its own AS, function `pw`, 1.
+pub(crate) fn released(asn: Asn) -> [u8; 12] {
+    let mut member = [0; 12];
+    member[..4].copy_from_slice(&asn.number().to_be_bytes());
+    member[4..].copy_from_slice(&[0, 0, b'p', b'w', 0, 0, 0, 1]);
+    member
+}
+
 /// LLGR_STALE (RFC 9494): kept over a long restart, prefer anything else.
 pub const LLGR_STALE: u32 = 0xffff_0006;
 /// NO_LLGR (RFC 9494): not to be kept over a long restart.

@@ -7,9 +7,8 @@ use ipnet::IpNet;
 
 use super::Speaker;
 use super::peer::{Held, INCOMING, OUTGOING, Peer};
-use crate::config::{ConnectMode, Neighbour, NeighbourOptions, Role, SpeakerConfig};
+use crate::config::{ConnectMode, Neighbour, NeighbourOptions, Role, SpeakerConfig, Standing};
 use crate::event::Action;
-use crate::export::policy::GroupKey;
 use crate::message::Nlri;
 use crate::message::Notification;
 use crate::message::attribute::PathAttributes;
@@ -43,11 +42,12 @@ impl Speaker {
                 Some(peer) if peer.neighbour == *neighbour => {}
                 Some(_) => self.change_peer(*address, neighbour.clone()),
             }
-            if let Some(peer) = self.peers.get_mut(address) {
-                peer.dynamic = false;
-            }
+        }
+        for (address, peer) in &mut self.peers {
+            peer.dynamic = !config.neighbours.contains_key(address);
         }
         self.follow_ranges(&config);
+        self.expect_leaving();
         if before.own_addresses != config.own_addresses
             || before.options.claimed_only != config.options.claimed_only
         {
@@ -58,11 +58,26 @@ impl Speaker {
         if rules != (config.options.med, config.options.multipath) {
             self.rib.reconsider_all(|_| true);
         }
+        if before.effective_cluster_id() != config.effective_cluster_id() {
+            self.drop_loops(config.effective_cluster_id());
+        }
         if before.options.maintenance != config.options.maintenance
+            || before.effective_cluster_id() != config.effective_cluster_id()
             || before.own_addresses != config.own_addresses
         {
             let all: Vec<IpAddr> = self.peers.keys().copied().collect();
             all.into_iter().for_each(|address| self.regroup(address));
+        }
+    }
+
+    /// RFC 4456 section 8, for what came before the cluster id was ours.
+    fn drop_loops(&mut self, cluster_id: std::net::Ipv4Addr) {
+        for address in self.peers.keys().copied().collect::<Vec<IpAddr>>() {
+            let Some(peer) = self.peers.get(&address) else { continue };
+            let entries = peer.adj_in.entries(&self.rib, address);
+            let loops = entries.filter(|(_, path, _)| path.received.path.cluster_list.contains(&cluster_id));
+            let loops: Vec<Nlri> = loops.map(|(nlri, ..)| nlri).collect();
+            self.remove_routes(address, loops);
         }
     }
 
@@ -112,6 +127,10 @@ impl Speaker {
 
     pub(super) fn change_peer(&mut self, address: IpAddr, neighbour: Neighbour) {
         let Some(peer) = self.peers.get_mut(&address) else { return };
+        let neighbour = Neighbour { role: peer.role_of(&neighbour), ..neighbour };
+        if neighbour.options.standing != Standing::Leaving {
+            (peer.leaving_since, peer.letting_go) = (None, false);
+        }
         let before = std::mem::replace(&mut peer.neighbour, neighbour.clone());
         let external = |role| role == Role::External;
         if before.asn != neighbour.asn
@@ -156,10 +175,10 @@ impl Speaker {
     }
 
     /// Moves a peer to the group that it belongs to now; it is told the difference.
-    fn regroup(&mut self, address: IpAddr) {
+    pub(super) fn regroup(&mut self, address: IpAddr) {
         let Some(peer) = self.peers.get(&address) else { return };
         let Some(session) = peer.session.as_ref() else { return };
-        let (old, key) = (session.group, GroupKey::new(&self.config, &peer.neighbour, &session.negotiated));
+        let (old, key) = (session.group, peer.group_key(&self.config, &session.negotiated));
         if self.groups.get(&old).is_some_and(|group| *group.key() == key) {
             return;
         }
@@ -219,11 +238,10 @@ fn needs_new_open(before: &NeighbourOptions, now: &NeighbourOptions) -> bool {
     said(before) != said(now)
 }
 
-/// Whether what every OPEN or every reflected route says has changed.
+/// Whether what every OPEN says has changed.
 fn differs_for_all(before: &SpeakerConfig, now: &SpeakerConfig) -> bool {
     before.asn != now.asn
         || before.router_id != now.router_id
-        || before.effective_cluster_id() != now.effective_cluster_id()
         || before.graceful_restart.is_some() != now.graceful_restart.is_some()
         || notifications(before) != notifications(now)
 }

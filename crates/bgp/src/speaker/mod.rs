@@ -7,6 +7,7 @@
 //! | `connections.rs` | connections, messages, collisions (RFC 4271 6.8) |
 //! | `sessions.rs` | a session comes up or goes; stale routes of the peer (RFC 4724 4.2) |
 //! | `deferral.rs` | our own restart (RFC 4724 4.1) |
+//! | `leaving.rs` | sessions that the topology needs no more |
 //! | `pace.rs` | when changes go to the neighbours |
 //! | `ranges.rs` | neighbours that nobody lists |
 //! | `routes.rs` | UPDATEs into the RIB, import rule and filter, limits |
@@ -15,6 +16,7 @@
 mod configure;
 mod connections;
 mod deferral;
+mod leaving;
 mod pace;
 mod peer;
 mod ranges;
@@ -74,6 +76,8 @@ pub struct Speaker {
     deferral: Option<Deferral>,
     /// Neighbours from ranges of which perhaps nothing is left.
     leaving: BTreeSet<IpAddr>,
+    /// When sessions that the topology wants to end are looked at; none: there are none.
+    look_at: Option<Duration>,
     /// Families whose deferral ended in this step.
     settling: Families,
     forwarding_preserved: bool,
@@ -113,6 +117,7 @@ impl Speaker {
             owes_end_of_rib: false,
             deferral: None,
             leaving: BTreeSet::new(),
+            look_at: None,
             settling: Families::NONE,
             forwarding_preserved: restarted.as_ref().is_some_and(|r| r.forwarding_preserved),
             stopped: false,
@@ -156,12 +161,13 @@ impl Speaker {
         let peers = self.timers.next();
         let flush = self.pace.due();
         let deferral = self.deferral.as_ref().map(|deferral| deferral.until);
-        [peers, flush, deferral].into_iter().flatten().min()
+        [peers, flush, deferral, self.look_at].into_iter().flatten().min()
     }
 
     /// Runs all timers that are due.
     fn on_timers(&mut self) {
         self.check_deferral_timer();
+        self.check_leaving();
         while let Some(address) = self.timers.pop_due(self.now) {
             let Some(peer) = self.peers.get_mut(&address) else { continue };
             peer.armed = None;
@@ -371,6 +377,7 @@ impl Speaker {
             }
         }
         self.timers = Timers::default();
+        self.look_at = None;
         self.pace.flushed(self.now, false);
         self.deferral = None;
     }

@@ -5,8 +5,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::{ConnectMode, Neighbour};
+use crate::config::{ConnectMode, Neighbour, SpeakerConfig};
 use crate::event::ConnId;
+use crate::export::policy::GroupKey;
 use crate::message::Nlri;
 use crate::rib::{Attributes, DestId, Destination, Learned, Path, Rib, Shared, Withdrawn};
 use crate::session::fsm::State;
@@ -82,10 +83,14 @@ pub(super) struct Held {
 #[derive(Debug)]
 pub(super) struct Peer {
     pub(super) neighbour: Neighbour,
-    /// It is known by a range only, and forgotten when it is gone.
+    /// It is known by a range or circle only, and forgotten when it is gone.
     pub(super) dynamic: bool,
     pub(super) slots: [Slot; 3],
     pub(super) session: Option<Session>,
+    /// Since when its session is to end.
+    pub(super) leaving_since: Option<Duration>,
+    /// We would lose nothing by the end of its session, and say so to it.
+    pub(super) letting_go: bool,
     /// Paths that it gave us.
     pub(super) adj_in: AdjIn,
     /// Families whose count was warned about in this session.
@@ -125,6 +130,8 @@ impl Peer {
             dynamic: false,
             slots: [Slot::new(false, now), Slot::new(true, now), Slot::new(true, now)],
             session: None,
+            leaving_since: None,
+            letting_go: false,
             adj_in: AdjIn::default(),
             warned: Families::NONE,
             stale: BTreeSet::new(),
@@ -188,7 +195,13 @@ impl Peer {
         self.session.as_ref().map(|session| (session.group, session.conn))
     }
 
-    /// Whether nothing is left of a neighbour that came from a range.
+    /// What its group has in common, with a session.
+    pub(super) fn group_key(&self, config: &SpeakerConfig, negotiated: &Negotiated) -> GroupKey {
+        let key = GroupKey::new(config, &self.neighbour, negotiated);
+        GroupKey { letting_go: self.letting_go, ..key }
+    }
+
+    /// Whether nothing is left of a neighbour that came from a range or circle.
     pub(super) fn is_gone(&self) -> bool {
         let idle = self.slots.iter().all(|slot| slot.conn.is_none());
         self.dynamic && idle && self.session.is_none() && self.adj_in.is_empty() && self.held.is_none()

@@ -1,4 +1,5 @@
-//! Neighbours that nobody lists: whoever connects from a range is one, by the range's template, until it is gone.
+//! Neighbours that nobody lists: whoever connects from a range or is in a circle is one, by the template, until it is
+//! gone.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -6,16 +7,18 @@ use std::sync::Arc;
 use podway_model::ids::Asn;
 
 use super::Speaker;
-use crate::config::SpeakerConfig;
+use crate::config::{Neighbour, SpeakerConfig};
 use crate::event::Action;
 
 impl Speaker {
     /// A connection from an address that is not known yet.
     pub(super) fn add_from_range(&mut self, address: IpAddr) {
         let config = Arc::clone(&self.config);
-        let (Some(range), Some(neighbour)) = (config.range_of(address), config.neighbour_at(address)) else {
-            return;
-        };
+        let Some(neighbour) = config.neighbour_at(address) else { return };
+        if config.is_in_circle(address) {
+            return self.add_dynamic(address, neighbour.into_owned());
+        }
+        let Some(range) = config.range_of(address) else { return };
         let same = |other: &&IpAddr| config.range_of(**other).is_some_and(|r| r.prefix == range.prefix);
         let dynamic = self.peers.iter().filter(|(_, peer)| peer.dynamic).map(|(other, _)| other);
         if dynamic.filter(same).count() >= range.limit {
@@ -23,7 +26,11 @@ impl Speaker {
             self.actions.push(Action::Ignoring { peer: address, what });
             return;
         }
-        self.add_peer(address, neighbour.into_owned());
+        self.add_dynamic(address, neighbour.into_owned());
+    }
+
+    fn add_dynamic(&mut self, address: IpAddr, neighbour: Neighbour) {
+        self.add_peer(address, neighbour);
         if let Some(peer) = self.peers.get_mut(&address) {
             peer.dynamic = true;
         }
@@ -54,7 +61,7 @@ impl Speaker {
             let Some(peer) = self.peers.get(&address) else { continue };
             let accepts =
                 |range: &crate::config::Range| range.accepts(peer.neighbour.asn.number(), config.asn);
-            if config.range_of(address).is_some_and(accepts) {
+            if !config.is_in_circle(address) && config.range_of(address).is_some_and(accepts) {
                 neighbour.asn = peer.neighbour.asn;
             }
             if peer.neighbour != neighbour {

@@ -40,6 +40,7 @@ impl Speaker {
                 told: peer.told.clone(),
                 ignored: peer.ignored,
                 remark: peer.remark.clone(),
+                leaving: peer.is_leaving().then(|| self.why_it_stays(*address)),
             });
         }
         all

@@ -30,7 +30,7 @@ impl Speaker {
             router_id: negotiated.router_id,
             external: peer.neighbour.role == Role::External,
         });
-        let key = GroupKey::new(&self.config, &peer.neighbour, &negotiated);
+        let key = peer.group_key(&self.config, &negotiated);
         let long_lived = |family: Family| {
             let said = negotiated.long_lived.iter().flatten().find(|one| one.family == family);
             // RFC 9494 section 4.2: the F bit of the phase in which the routes are.
@@ -55,6 +55,7 @@ impl Speaker {
         peer.last_error = None;
         peer.restart_until = None;
         self.deferral_session_up(address);
+        self.expect_leaving();
         self.pull(address);
         let reason = "established".to_owned();
         self.actions.push(Action::PeerChanged { peer: address, up: true, silent: false, reason });
@@ -100,6 +101,12 @@ impl Speaker {
     pub(super) fn on_session_down(&mut self, address: IpAddr, at: usize, loss: &Loss) {
         let Some(peer) = self.peers.get_mut(&address) else { return };
         let Some(session) = peer.session.take_if(|session| session.slot == at) else { return };
+        (peer.leaving_since, peer.letting_go) = (None, false);
+        // What only the session held back holds now.
+        if let Some(now) = self.config.neighbour_at(address).filter(|_| peer.neighbour.role != Role::External)
+        {
+            peer.neighbour.role = now.role;
+        }
         if let Some(group) = self.groups.get_mut(&session.group) {
             group.leave(address);
         }
