@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use podway_bgp::config::{Circle, Claims, ConnectMode, Import, Restarted, Role, SpeakerConfig, Standing};
-use podway_bgp::topology::{Link, View};
+use podway_bgp::topology::{Chooser, Link, Member, Rule, View};
 use podway_bgp::{AfterStop, Event};
 use podway_model::ids::NodeName;
 use sim::{Net, block, config, mesh, neighbour, reflected, v4};
@@ -399,6 +399,128 @@ fn topologies_change_without_a_missing_route_while_views_differ() {
         let told: Vec<usize> =
             net.nodes[0].speaker.as_ref().unwrap().peers().iter().map(|p| p.usable).collect();
         assert_eq!(told, [8 * 3], "seed {seed}");
+    }
+}
+
+/// A cluster whose nodes choose by themselves, each by what it has heard of the others by then.
+struct Choosing {
+    net: Net,
+    choosers: Vec<Chooser>,
+    views: Vec<View>,
+    /// When each node came, and when it went.
+    there: Vec<(Duration, Duration)>,
+    /// How much later than it happens a node hears of it.
+    lag: Vec<Duration>,
+    threshold: usize,
+}
+
+impl Choosing {
+    fn new(nodes: usize, threshold: usize, seed: u64) -> Self {
+        let mut net = Net::new((0..nodes).map(|i| config(i, 2)).collect(), seed);
+        (0..nodes).for_each(|i| net.vanish(i));
+        let lag = (0..nodes).map(|_| Duration::from_millis(net.random() % 120_000)).collect();
+        let name = |i: usize| format!("n{i}").parse::<NodeName>().unwrap();
+        Self {
+            net,
+            choosers: (0..nodes).map(|i| Chooser::new(name(i))).collect(),
+            views: vec![View::Mesh; nodes],
+            there: vec![(Duration::MAX, Duration::MAX); nodes],
+            lag,
+            threshold,
+        }
+    }
+
+    fn is_there(&self, i: usize) -> bool {
+        let (came, went) = self.there[i];
+        came <= self.net.now && self.net.now < went
+    }
+
+    fn come(&mut self, i: usize) {
+        self.there[i] = (self.net.now, Duration::MAX);
+        self.look(i);
+        self.net.start(i, None);
+    }
+
+    /// Node `i` looks at what it has heard by now.
+    fn look(&mut self, i: usize) {
+        let then = self.net.now.saturating_sub(self.lag[i]);
+        // Who comes hears all that is so.
+        let heard = |j: usize| {
+            let (came, went) = self.there[j];
+            let at = then.max(self.there[i].0);
+            j == i || (came <= at && at < went)
+        };
+        let known: Vec<usize> = (0..self.there.len()).filter(|j| heard(*j)).collect();
+        let member = |j: &usize| {
+            let one = Member { zone: Some(format!("z{}", j % 3)), live: true, can_reflect: true };
+            (format!("n{j}").parse::<NodeName>().unwrap(), one)
+        };
+        let members: BTreeMap<NodeName, Member> = known.iter().map(member).collect();
+        let up = &self.net.nodes[i].up;
+        let is_up = |name: &NodeName| name.as_str()[1..].parse().is_ok_and(|j: usize| up.contains(&v4(j)));
+        self.choosers[i].follow(Rule::Auto { threshold: self.threshold }, members);
+        self.views[i] = self.choosers[i].view(self.net.now, is_up);
+        let mut config = viewed(i, self.there.len(), &self.views[i], false);
+        let is_known = |address: &std::net::IpAddr| known.iter().any(|j| v4(*j) == *address);
+        config.neighbours.retain(|address, _| is_known(address));
+        config.options.circles.iter_mut().for_each(|circle| circle.members.retain(|a, _| is_known(a)));
+        config.options.circles.retain(|circle| !circle.members.is_empty());
+        if *self.net.nodes[i].config != config {
+            self.net.configure(i, config);
+        }
+    }
+
+    /// Lets time pass; `patience`: how long a node is there before everybody must reach it.
+    fn run(&mut self, time: Duration, patience: Duration) {
+        let end = self.net.now + time;
+        while self.net.now < end {
+            let old: Vec<usize> = (0..self.there.len())
+                .filter(|i| self.is_there(*i) && self.there[*i].0 + patience <= self.net.now)
+                .collect();
+            self.net.run_while(Duration::from_secs(1), |net| {
+                for (i, j) in
+                    old.iter().flat_map(|i| old.iter().map(move |j| (*i, *j))).filter(|(i, j)| i != j)
+                {
+                    assert!(net.reaches(i, j), "n{i} lost n{j}'s routes\n{}", net.report());
+                }
+            });
+            (0..self.there.len())
+                .filter(|i| self.is_there(*i))
+                .collect::<Vec<_>>()
+                .into_iter()
+                .for_each(|i| self.look(i));
+        }
+    }
+}
+
+#[test]
+fn a_cluster_that_grows_beyond_the_threshold_and_shrinks_again_loses_no_route() {
+    for seed in 0..2 {
+        let mut cluster = Choosing::new(16, 8, 320 + seed);
+        // A node that comes is known to the slowest after two minutes, and all sessions are there a moment later.
+        let patience = 3 * MINUTE;
+        (0..7).for_each(|i| cluster.come(i));
+        cluster.run(4 * MINUTE, patience);
+        assert!(cluster.views.iter().all(|view| *view == View::Mesh));
+        for i in 7..16 {
+            cluster.come(i);
+            cluster.run(Duration::from_secs(20), patience);
+        }
+        cluster.run(8 * MINUTE, patience);
+        let view = cluster.views[0].clone();
+        assert!(matches!(&view, View::Reflectors(all) if all.len() == 3), "{view:?}");
+        assert!(cluster.views.iter().all(|other| *other == view), "seed {seed}: {:?}", cluster.views);
+        let sessions: usize = cluster.net.nodes.iter().map(|node| node.up.len()).sum();
+        assert_eq!(sessions, 2 * (3 + 3 * 13), "three reflectors, and everybody with them");
+        // Nodes leave one after the other, reflectors among them: what is theirs goes, and nothing else.
+        for i in 0..9 {
+            cluster.there[i].1 = cluster.net.now;
+            let _ = cluster.net.stop(i, AfterStop::Drop);
+            cluster.run(Duration::from_secs(20), patience);
+        }
+        cluster.run(8 * MINUTE, patience);
+        assert!((9..16).all(|i| cluster.views[i] == View::Mesh));
+        assert!((9..16).all(|i| cluster.net.nodes[i].up.len() == 6), "{}", cluster.net.report());
     }
 }
 
