@@ -37,7 +37,7 @@ for name in "$@"; do
     if [ "$name" = controller ]; then
         role podway-controller
         etcdctl role grant-permission podway-controller read --prefix=true "$prefix"
-        for key in claims/ nodes/ live/ usage/ released/; do
+        for key in claims/ nodes/ live/ usage/ released/ drained/; do
             etcdctl role grant-permission podway-controller readwrite --prefix=true "$prefix$key"
         done
         etcdctl role grant-permission podway-controller readwrite "${prefix}controller"

@@ -86,6 +86,10 @@ pub(crate) enum Command {
     /// The cluster's nodes
     #[command(subcommand)]
     Node(NodeCommand),
+    /// Who has BGP sessions with whom: nodes, reflectors, peers outside, as a table or a drawing
+    ///
+    /// Shows what is to be, as the cluster store has it; whether a session is up, `podwayctl bgp peers` says on its node.
+    Topology(TopologyArgs),
     /// Version of this program
     Version,
 }
@@ -374,6 +378,13 @@ pub(crate) struct IpamReleaseArgs {
 pub(crate) enum NodeCommand {
     /// All nodes: whether they are alive, their addresses and blocks
     List,
+    /// Have traffic leave a node as far as there is another way, before work on it
+    ///
+    /// Its routes are announced with GRACEFUL_SHUTDOWN (RFC 8326), so that routers outside prefer other nodes where they
+    /// can, and `topology: auto` chooses another reflector. Its pods go on, and so does what only it leads to.
+    Drain(DrainArgs),
+    /// A drained node is as before
+    Undrain(UndrainArgs),
     /// Take the address blocks from a node that is gone for good
     ///
     /// The other nodes drop its routes within a second. Its blocks stay unused for 24 hours, in case a pod is
@@ -385,6 +396,38 @@ pub(crate) enum NodeCommand {
     /// file of that name stands (bandwidth, host-local, loopback, podway-ipam, portmap, ptp), then writes the network configuration.
     /// Each file is replaced in one step, the configuration last. What is there already and equal is left alone.
     Install(InstallArgs),
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct TopologyArgs {
+    /// A drawing instead of a table: `svg` for a browser, `dot` for Graphviz
+    #[arg(long, value_name = "FORM")]
+    pub(crate) draw: Option<Drawing>,
+}
+
+/// Forms of a drawing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Drawing {
+    /// A picture.
+    Svg,
+    /// Graphviz' language.
+    Dot,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct DrainArgs {
+    /// Name of the node
+    pub(crate) node: String,
+
+    /// Why, for those who look later
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: Option<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct UndrainArgs {
+    /// Name of the node
+    pub(crate) node: String,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -73,10 +73,12 @@ fn peer_table(peers: &[BgpPeerStatus]) -> Table {
     let watched = peers.iter().any(|peer| peer.bfd.is_some());
     let asked = peers.iter().any(|peer| peer.kernel.is_some());
     let told = peers.iter().any(|peer| peer.told.is_some());
+    let leaving = peers.iter().any(|peer| peer.leaving.is_some());
     let ignored = peers.iter().any(|peer| peer.ignored > 0 || peer.remark.is_some());
     let mut heads = vec!["NAME", "ADDRESS", "ASN", "ROLE", "STATE", "SINCE", "RECEIVED", "SENT", "STALE"];
     heads.extend(watched.then_some("BFD"));
     heads.extend(asked.then_some("KERNEL"));
+    heads.extend(leaving.then_some("ENDS WHEN"));
     heads.push("LAST ERROR");
     heads.extend(told.then_some("TOLD"));
     heads.extend(ignored.then_some("IGNORED"));
@@ -104,6 +106,10 @@ fn peer_table(peers: &[BgpPeerStatus]) -> Table {
             Some("answers") => Cell::toned("answers", Tone::Good),
             Some("dead") => Cell::toned("dead", Tone::Bad),
             Some(other) => Cell::toned(other, Tone::Warning),
+        }));
+        row.extend(leaving.then(|| match &peer.leaving {
+            None => "".into(),
+            Some(why) => Cell::toned(why.clone(), Tone::Warning),
         }));
         row.push(peer.last_error.clone().unwrap_or_default().into());
         row.extend(told.then(|| {
@@ -176,6 +182,7 @@ mod tests {
             told_seconds: None,
             ignored: 0,
             remark: None,
+            leaving: None,
         };
         let mut peers = [peer("n2", "Established", None), peer("n3", "Active", Some("hold timer expired"))];
         insta::assert_snapshot!(peer_table(&peers).render(false, 0));
@@ -184,6 +191,7 @@ mod tests {
         peers[1].told = Some("maximum number of prefixes reached (6/1)".to_owned());
         peers[1].told_seconds = Some(130);
         peers[1].ignored = 2;
+        peers[0].leaving = Some("2 prefixes have another way".to_owned());
         peers[1].remark = Some("attribute 1: value 9 (Withdraw)".to_owned());
         insta::assert_snapshot!("sessions_with_remarks", peer_table(&peers).render(false, 0));
     }

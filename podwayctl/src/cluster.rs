@@ -39,6 +39,9 @@ pub(crate) struct Cluster {
 pub(crate) struct Node {
     /// Whether its sign of life is there.
     pub(crate) live: bool,
+    /// Whether traffic shall leave it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) drained: bool,
     /// Whether it has a record; a node without one left claims behind.
     pub(crate) known: bool,
     /// Underlay addresses.
@@ -69,7 +72,7 @@ pub(crate) async fn read(store: &dyn Store) -> Result<Cluster, Failure> {
             cluster.pools.insert(name, spec.cidr);
         }
     }
-    for prefix in ["nodes/", "live/", "claims/", "released/"] {
+    for prefix in ["nodes/", "live/", "claims/", "released/", "drained/"] {
         for entry in store.list(prefix).await?.entries {
             cluster.add(&entry);
         }
@@ -102,6 +105,12 @@ impl Cluster {
                     Err(error) => self.problems.push(problem(error.to_string())),
                 }
             }
+            // A node that has gone is drained no more.
+            Ok(Key::Drained(name)) => {
+                if let Some(node) = self.nodes.get_mut(&name) {
+                    node.drained = true;
+                }
+            }
             Ok(Key::Released(block)) => self.released_blocks.push(block),
             Ok(_) => {}
             Err(error) => self.problems.push(error.to_string()),
@@ -113,6 +122,7 @@ impl Cluster {
         let mut table = Table::new(&["NODE", "STATE", "ADDRESSES", "BLOCKS", "VERSION"]);
         for (name, node) in self.nodes.iter().filter(|(_, node)| wanted(node)) {
             let state = match (node.live, node.known) {
+                (true, _) if node.drained => Cell::toned("live, drained", Tone::Warning),
                 (true, _) => Cell::toned("live", Tone::Good),
                 (false, true) => Cell::toned("down", Tone::Bad),
                 (false, false) => Cell::toned("gone", Tone::Bad),

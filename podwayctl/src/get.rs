@@ -88,6 +88,7 @@ fn row(document: &Document) -> Vec<Cell> {
             match config.bgp.topology {
                 Topology::Mesh => "mesh",
                 Topology::Reflectors => "reflectors",
+                Topology::Auto => "auto",
             }
             .into(),
             config.bgp.asn.to_string().into(),

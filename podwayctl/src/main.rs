@@ -9,6 +9,8 @@
 //! | `policy trace`, `policy list`, `policy check` | this node's `policy-agent` | [`policy`] |
 //! | `ipam show`, `ipam check`, `ipam release` | the store, and this node's `routed` | [`ipam`] |
 //! | `node list`, `node release` | the store | [`node`] |
+//! | `node drain`, `node undrain` | the store | [`drain`] |
+//! | `topology` | the store | [`topology`] |
 //! | `node install` | this node's files | [`install`] |
 //!
 //! A command returns what to print and how it went; nothing here ends the process but [`main`]. There is no
@@ -19,6 +21,7 @@ mod args;
 mod bgp;
 mod cluster;
 mod delete;
+mod drain;
 mod get;
 mod install;
 mod ipam;
@@ -30,6 +33,7 @@ mod policy;
 mod references;
 mod status;
 mod table;
+mod topology;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -92,6 +96,9 @@ async fn run(args: &Args) -> Result<(), Failure> {
         Command::Ipam(IpamCommand::Release(command)) => ipam::release(&args.store, command, &output).await,
         Command::Node(NodeCommand::List) => node::list(&args.store, &output).await,
         Command::Node(NodeCommand::Release(command)) => node::release(&args.store, command, &output).await,
+        Command::Node(NodeCommand::Drain(command)) => drain::drain(&args.store, command, &output).await,
+        Command::Node(NodeCommand::Undrain(command)) => drain::undrain(&args.store, command, &output).await,
+        Command::Topology(command) => topology::run(&args.store, command, &output).await,
         Command::Node(NodeCommand::Install(command)) => install::run(command, &output),
         Command::Version => output.version(),
     }

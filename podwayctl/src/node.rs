@@ -35,10 +35,7 @@ struct Released {
 }
 
 pub(crate) async fn release(store: &StoreArgs, args: &ReleaseArgs, output: &Output) -> Result<(), Failure> {
-    let node: NodeName = args.node.parse().map_err(|_| {
-        let expected = "a node name (lower-case letters, digits, '-' and '.')";
-        Failure::bad_argument("NODE", format!("{:?}", args.node), expected)
-    })?;
+    let node = node_name(&args.node)?;
     let store = objects::open(store)?;
     let store = store.as_ref();
     check(store, &node, args.force).await?;
@@ -76,6 +73,12 @@ async fn check(store: &dyn Store, node: &NodeName, force: bool) -> Result<(), Fa
         )));
     }
     Ok(())
+}
+
+/// A name as an argument.
+pub(crate) fn node_name(text: &str) -> Result<NodeName, Failure> {
+    let expected = "a node name (lower-case letters, digits, '-' and '.')";
+    text.parse().map_err(|_| Failure::bad_argument("NODE", format!("{text:?}"), expected))
 }
 
 /// Seconds since 1970.

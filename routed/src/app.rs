@@ -197,6 +197,7 @@ async fn answer(question: RoutedRequest, summary: Summary, queries: mpsc::Sender
                     let held: Vec<IpAddr> = leases.ledger().leases().flat_map(|lease| lease.ips()).collect();
                     drop(leases);
                     let mut status = summary.with(|inputs| status::status(inputs, &held));
+                    status.topology = crate::bgp::ask(&queries, Query::Topology).await.flatten();
                     status
                         .problems
                         .extend(crate::bgp::ask(&queries, Query::Problems).await.unwrap_or_default());

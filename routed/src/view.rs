@@ -13,7 +13,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use podway_model::bgp::BgpFilter;
-use podway_model::cluster::{BgpPeer, ClusterConfig, NodeRecord, Pool, Reflector};
+use podway_model::cluster::{BgpPeer, ClusterConfig, Drained, NodeRecord, Pool, Reflector};
 use podway_model::ids::{IfName, Mtu, NodeName, ObjectName};
 
 /// The cluster as this node sees it. Owner: `cluster`.
@@ -40,6 +40,8 @@ pub(crate) struct ClusterView {
     pub(crate) tunnel_v6: Option<Ipv6Addr>,
     /// Reflector roles given by hand.
     pub(crate) reflectors: BTreeMap<NodeName, Reflector>,
+    /// Nodes that traffic shall leave.
+    pub(crate) drained: BTreeMap<NodeName, Drained>,
     /// Filters of BGP routes.
     pub(crate) filters: BTreeMap<ObjectName, BgpFilter>,
     /// BGP peers outside the cluster.

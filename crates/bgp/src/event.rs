@@ -216,7 +216,7 @@ pub struct PeerStatus {
     pub ignored: u64,
     /// The last remark about what it sent.
     pub remark: Option<String>,
-    /// Its session is to end, and what that waits for.
+    /// Its session is to end, and when.
     pub leaving: Option<String>,
 }
 

@@ -11,11 +11,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use podway_model::cluster::{BgpConfig, NodeRecord, Topology};
 use podway_model::ids::NodeName;
 use sha2::{Digest, Sha256};
 
 use crate::config::{ConnectMode, Role, Standing};
 
+/// The label that says in which zone a node stands.
+pub const ZONE: &str = "topology.kubernetes.io/zone";
 /// How many reflectors a node connects to.
 pub const REFLECTORS: usize = 3;
 /// How long a node's session to a reflector is down before it takes another one besides.
@@ -30,13 +33,26 @@ const MOST: usize = 12;
 pub enum Rule {
     /// Everybody with everybody.
     Mesh,
-    /// These reflect, whoever is up.
+    /// These reflect, whoever is up: those of them that are in an AS, to that AS.
     Reflectors(BTreeSet<NodeName>),
     /// A mesh of up to so many nodes, reflectors beyond that.
     Auto {
         /// How many.
         threshold: usize,
+        /// Reflectors whom the operator has chosen; empty: every node chooses by itself.
+        by_hand: BTreeSet<NodeName>,
     },
+}
+
+impl Rule {
+    /// What the cluster's settings say; `by_hand`: the nodes that have been made reflectors.
+    pub fn new(bgp: &BgpConfig, by_hand: BTreeSet<NodeName>) -> Self {
+        match bgp.topology {
+            Topology::Mesh => Self::Mesh,
+            Topology::Reflectors => Self::Reflectors(by_hand),
+            Topology::Auto => Self::Auto { threshold: bgp.mesh_up_to as usize, by_hand },
+        }
+    }
 }
 
 /// A node, as far as the topology goes.
@@ -50,6 +66,13 @@ pub struct Member {
     pub can_reflect: bool,
 }
 
+impl Member {
+    /// A node that says this of itself.
+    pub fn new(record: &NodeRecord, live: bool, can_reflect: bool) -> Self {
+        Self { zone: record.labels.get(ZONE).cloned(), live, can_reflect }
+    }
+}
+
 /// Who has sessions with whom, as this node sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum View {
@@ -60,6 +83,23 @@ pub enum View {
 }
 
 impl View {
+    /// In words, with who has chosen.
+    pub fn words(&self, rule: &Rule) -> String {
+        let chosen = match rule {
+            Rule::Auto { by_hand, .. } if by_hand.is_empty() => "auto: ",
+            Rule::Auto { .. } => "auto, by hand: ",
+            Rule::Mesh | Rule::Reflectors(_) => "",
+        };
+        match self {
+            Self::Mesh => format!("{chosen}mesh"),
+            Self::Reflectors(all) if all.is_empty() => format!("{chosen}reflectors, and there is none"),
+            Self::Reflectors(all) => {
+                let names: Vec<&str> = all.iter().map(NodeName::as_str).collect();
+                format!("{chosen}reflectors {}", names.join(", "))
+            }
+        }
+    }
+
     /// Whether a node reflects in this view.
     pub fn reflects(&self, node: &NodeName) -> bool {
         matches!(self, Self::Reflectors(all) if all.contains(node))
@@ -139,6 +179,11 @@ impl Chooser {
         }
     }
 
+    /// The node for which it chooses.
+    pub fn node(&self) -> &NodeName {
+        &self.node
+    }
+
     /// When [`Chooser::view`] may say something else without anything having happened.
     pub fn deadline(&self) -> Option<Duration> {
         self.deadline
@@ -149,12 +194,29 @@ impl Chooser {
         self.deadline = None;
         match &self.rule {
             Rule::Mesh => View::Mesh,
-            Rule::Reflectors(all) => View::Reflectors(all.clone()),
-            Rule::Auto { threshold } => {
+            // An AS without a reflector of its own is a mesh.
+            Rule::Reflectors(all) => match self.of_ours(all) {
+                ours if ours.is_empty() && !all.is_empty() => View::Mesh,
+                ours => View::Reflectors(ours),
+            },
+            Rule::Auto { threshold, by_hand } => {
+                let by_hand = self.of_ours(by_hand);
                 let few = self.members.len() <= *threshold;
-                if self.is_mesh(now, few) { View::Mesh } else { View::Reflectors(self.choose(now, is_up)) }
+                // Where nobody can reflect, everybody has to know everybody.
+                if self.is_mesh(now, few) || (by_hand.is_empty() && self.order.is_empty()) {
+                    View::Mesh
+                } else if by_hand.is_empty() {
+                    View::Reflectors(self.choose(now, is_up))
+                } else {
+                    View::Reflectors(by_hand)
+                }
             }
         }
+    }
+
+    /// Those that are nodes of this AS.
+    fn of_ours(&self, all: &BTreeSet<NodeName>) -> BTreeSet<NodeName> {
+        all.iter().filter(|node| self.members.contains_key(*node)).cloned().collect()
     }
 
     /// A number of nodes that changes back and forth moves nobody.
@@ -242,8 +304,12 @@ mod tests {
 
     fn chooser(node: usize, nodes: usize) -> Chooser {
         let mut chooser = Chooser::new(name(node));
-        chooser.follow(Rule::Auto { threshold: 50 }, members(nodes, 0));
+        chooser.follow(auto(), members(nodes, 0));
         chooser
+    }
+
+    fn auto() -> Rule {
+        Rule::Auto { threshold: 50, by_hand: BTreeSet::new() }
     }
 
     fn reflectors(view: View) -> Vec<NodeName> {
@@ -321,7 +387,7 @@ mod tests {
         let order = ranked(&all);
         all.get_mut(&order[0]).unwrap().live = false;
         let mut chooser = Chooser::new(name(0));
-        chooser.follow(Rule::Auto { threshold: 50 }, all);
+        chooser.follow(auto(), all);
         assert_eq!(reflectors(chooser.view(SECOND, |_| true)).len(), 3);
         let four = reflectors(chooser.view(SECOND, |node| *node != order[0]));
         assert_eq!(four.iter().collect::<BTreeSet<_>>(), order[..4].iter().collect());
@@ -340,14 +406,13 @@ mod tests {
     #[test]
     fn a_number_that_goes_back_and_forth_moves_nobody() {
         let mut chooser = chooser(0, 50);
-        let auto = Rule::Auto { threshold: 50 };
         assert_eq!(chooser.view(SECOND, |_| true), View::Mesh);
-        chooser.follow(auto.clone(), members(51, 0));
+        chooser.follow(auto(), members(51, 0));
         assert_eq!(chooser.view(10 * SECOND, |_| true), View::Mesh);
         assert_eq!(chooser.deadline(), Some(40 * SECOND));
-        chooser.follow(auto.clone(), members(50, 0));
+        chooser.follow(auto(), members(50, 0));
         assert_eq!(chooser.view(20 * SECOND, |_| true), View::Mesh);
-        chooser.follow(auto, members(51, 0));
+        chooser.follow(auto(), members(51, 0));
         assert_eq!(chooser.view(30 * SECOND, |_| true), View::Mesh);
         assert_eq!(chooser.view(59 * SECOND, |_| true), View::Mesh);
         assert_ne!(chooser.view(60 * SECOND, |_| true), View::Mesh);
@@ -358,9 +423,28 @@ mod tests {
         let mut chooser = chooser(0, 60);
         chooser.follow(Rule::Mesh, members(60, 0));
         assert_eq!(chooser.view(SECOND, |_| false), View::Mesh);
+        chooser.follow(Rule::Reflectors(BTreeSet::from([name(70)])), members(60, 0));
+        assert_eq!(chooser.view(SECOND, |_| true), View::Mesh, "nobody here reflects");
         let by_hand = BTreeSet::from([name(5)]);
-        chooser.follow(Rule::Reflectors(by_hand.clone()), members(60, 0));
-        assert_eq!(chooser.view(600 * SECOND, |_| false), View::Reflectors(by_hand));
+        chooser.follow(
+            Rule::Reflectors(by_hand.union(&BTreeSet::from([name(70)])).cloned().collect()),
+            members(60, 0),
+        );
+        assert_eq!(chooser.view(600 * SECOND, |_| false), View::Reflectors(by_hand.clone()));
+        chooser.follow(Rule::Auto { threshold: 50, by_hand: by_hand.clone() }, members(60, 0));
+        assert_eq!(chooser.view(601 * SECOND, |_| false), View::Reflectors(by_hand.clone()));
+        let mut few = Chooser::new(name(0));
+        few.follow(Rule::Auto { threshold: 50, by_hand }, members(20, 0));
+        assert_eq!(few.view(SECOND, |_| true), View::Mesh);
+    }
+
+    #[test]
+    fn where_nobody_can_reflect_it_is_a_mesh() {
+        let mut all = members(60, 0);
+        all.values_mut().for_each(|member| member.can_reflect = false);
+        let mut chooser = Chooser::new(name(0));
+        chooser.follow(auto(), all);
+        assert_eq!(chooser.view(SECOND, |_| true), View::Mesh);
     }
 
     #[test]

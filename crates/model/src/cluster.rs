@@ -272,6 +272,8 @@ pub struct BgpConfig {
     pub asn: Asn,
     /// Who has sessions with whom.
     pub topology: Topology,
+    /// Up to how many nodes [`Topology::Auto`] is a mesh.
+    pub mesh_up_to: u32,
     /// TCP port.
     pub port: u16,
     /// Hold time in seconds (RFC 4271 section 4.2): 0, or 3 to 65535.
@@ -308,6 +310,7 @@ impl Default for BgpConfig {
         Self {
             asn: Asn::DEFAULT,
             topology: Topology::Mesh,
+            mesh_up_to: 50,
             port: 179,
             hold_time_seconds: 90,
             restart_time_seconds: 120,
@@ -339,6 +342,19 @@ pub enum Topology {
     Mesh,
     /// Everybody with the nodes that stand under `reflectors/`; those with everybody.
     Reflectors,
+    /// A mesh of up to [`BgpConfig::mesh_up_to`] nodes of an AS; beyond that every node chooses the same three as
+    /// reflectors, or takes those under `reflectors/`, if there are any.
+    Auto,
+}
+
+impl std::fmt::Display for Topology {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Mesh => "mesh",
+            Self::Reflectors => "reflectors",
+            Self::Auto => "auto",
+        })
+    }
 }
 
 /// Masquerade of pods that leave the cluster.
@@ -535,6 +551,18 @@ pub struct Released {
     pub at_unix_seconds: u64,
     /// From whom.
     pub former_owner: NodeName,
+}
+
+/// `drained/<node>`: a node that traffic shall leave as far as there is another way: it announces all with
+/// GRACEFUL_SHUTDOWN (RFC 8326), and is no reflector by [`Topology::Auto`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Drained {
+    /// Since when, in seconds since 1970.
+    pub since_unix_seconds: u64,
+    /// Why, in the operator's words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// `usage/<node>`: address use by block, for `podwayctl`.

@@ -8,6 +8,7 @@
 //! | `live/<node>` | [`crate::cluster::Liveness`], bound to the node's lease | that node |
 //! | `claims/<node>/<addr>-<len>` | [`crate::cluster::Claim`] | that node |
 //! | `released/<addr>-<len>` | [`crate::cluster::Released`]; compared in the transaction that makes or confirms a claim | operator, controller |
+//! | `drained/<node>` | [`crate::cluster::Drained`] | operator |
 //! | `controller` | [`crate::cluster::Leader`], bound to the holder's lease; [`CONTROLLER`] | controller |
 //! | `usage/<node>` | [`crate::cluster::Usage`] | that node |
 //! | `peers/<name>` | [`crate::cluster::BgpPeer`] | operator |
@@ -42,6 +43,8 @@ pub enum Key {
     Claim(NodeName, IpNet),
     /// A block taken from a node that is gone.
     Released(IpNet),
+    /// A node that traffic shall leave.
+    Drained(NodeName),
     /// Address use of a node, for people.
     Usage(NodeName),
     /// A BGP peer.
@@ -88,6 +91,7 @@ impl fmt::Display for Key {
             Self::Live(node) => write!(f, "live/{node}"),
             Self::Claim(node, block) => write!(f, "claims/{node}/{}", block_text(block)),
             Self::Released(block) => write!(f, "released/{}", block_text(block)),
+            Self::Drained(node) => write!(f, "drained/{node}"),
             Self::Usage(node) => write!(f, "usage/{node}"),
             Self::Peer(name) => write!(f, "peers/{name}"),
             Self::Filter(name) => write!(f, "filters/{name}"),
@@ -116,6 +120,7 @@ impl FromStr for Key {
                     Self::Claim(node.parse().ok()?, parse_block(block)?)
                 }
                 "released" => Self::Released(parse_block(rest)?),
+                "drained" => Self::Drained(rest.parse().ok()?),
                 "usage" => Self::Usage(rest.parse().ok()?),
                 "peers" => Self::Peer(rest.parse().ok()?),
                 "filters" => Self::Filter(rest.parse().ok()?),
@@ -161,6 +166,7 @@ mod tests {
             "peers/tor-a",
             "filters/no-default",
             "reflectors/n1",
+            "drained/n1",
             "objects/namespaces/default",
             "objects/pods/default/web-0",
             "objects/networkpolicies/default/deny",

@@ -457,6 +457,9 @@ pub struct RoutedStatus {
     pub revision: i64,
     /// Backend in force.
     pub backend: String,
+    /// Who has BGP sessions with whom, in words; none: another backend.
+    #[serde(default)]
+    pub topology: Option<String>,
     /// Underlay addresses.
     pub addresses: Vec<IpAddr>,
     /// Addresses reserved for the node in its own blocks.
@@ -575,6 +578,9 @@ pub struct BgpPeerStatus {
     /// How much of what it sent was not used as it came (RFC 7606), over all its sessions.
     #[serde(default)]
     pub ignored: u64,
+    /// Its session is to end for a change of topology, and when: "3 prefixes have another way".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leaving: Option<String>,
     /// The last remark about what it sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remark: Option<String>,

@@ -41,6 +41,7 @@ fn key() -> impl Strategy<Value = Key> {
         prefix().prop_map(Key::Released),
         node().prop_map(Key::Usage),
         node().prop_map(Key::Reflector),
+        node().prop_map(Key::Drained),
         name.prop_map(Key::Namespace),
         (name, name).prop_map(|(ns, n)| Key::Pod(ns, n)),
         (name, name).prop_map(|(ns, n)| Key::NetworkPolicy(ns, n)),

@@ -64,6 +64,8 @@ pub async fn release_node(
     report.had_record = store.delete(&Key::Node(node.clone()).to_string()).await?;
     store.delete(&Key::Live(node.clone()).to_string()).await?;
     store.delete(&Key::Usage(node.clone()).to_string()).await?;
+    // A node that is set up anew under the name is another one.
+    store.delete(&Key::Drained(node.clone()).to_string()).await?;
     Ok(report)
 }
 

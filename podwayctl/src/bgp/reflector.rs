@@ -10,6 +10,7 @@ use podway_store::Store;
 use serde::Serialize;
 
 use crate::args::{AddReflectorArgs, ReflectorCommand, RemoveReflectorArgs, StoreArgs};
+use crate::node::node_name;
 use crate::objects;
 use crate::outcome::Failure;
 use crate::output::Output;
@@ -94,7 +95,7 @@ async fn is_used(store: &dyn Store) -> Result<bool, Failure> {
 }
 
 async fn add(store: &dyn Store, args: &AddReflectorArgs, output: &Output) -> Result<(), Failure> {
-    let node = name(&args.node)?;
+    let node = node_name(&args.node)?;
     if args.cluster_id.is_some_and(|id| id.is_unspecified()) {
         return Err(Failure::bad_argument("--cluster-id", "0.0.0.0", "a cluster id other than 0.0.0.0"));
     }
@@ -111,7 +112,7 @@ async fn add(store: &dyn Store, args: &AddReflectorArgs, output: &Output) -> Res
 }
 
 async fn remove(store: &dyn Store, args: &RemoveReflectorArgs, output: &Output) -> Result<(), Failure> {
-    let node = name(&args.node)?;
+    let node = node_name(&args.node)?;
     let key = Key::Reflector(node.clone());
     references::check_delete(store, std::iter::once(&key)).await?;
     if !store.delete(&key.to_string()).await? {
@@ -129,9 +130,4 @@ fn done(output: &Output, document: &Document, what: &str) -> Result<(), Failure>
     }
     let value = Done { node: document.name(), reflector: !what.ends_with("longer") };
     output.show(|_| format!("{} {what}\n", document.name()), &value)
-}
-
-fn name(text: &str) -> Result<NodeName, Failure> {
-    let expected = "a node name (lower-case letters, digits, '-' and '.')";
-    text.parse().map_err(|_| Failure::bad_argument("NODE", format!("{text:?}"), expected))
 }

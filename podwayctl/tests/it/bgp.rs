@@ -132,6 +132,7 @@ fn one_peer_is_asked_for_by_address_or_name() {
         told_seconds: Some(9),
         ignored: 2,
         remark: Some("attribute 1: value 9".to_owned()),
+        leaving: None,
     };
     let at: std::net::IpAddr = [10, 0, 0, 2].into();
     let path_status = move |state: &str| BgpPathStatus {

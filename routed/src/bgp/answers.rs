@@ -35,6 +35,7 @@ pub(super) fn peers(
         told: peer.told.map(|(told, _)| told),
         ignored: peer.ignored,
         remark: peer.remark,
+        leaving: peer.leaving,
     };
     speaker.peers().into_iter().map(one).collect()
 }

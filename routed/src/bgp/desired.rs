@@ -6,15 +6,14 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use podway_bgp::config::{
-    Bfd, Claims, ConnectMode, Export, GracefulRestart, Import, Neighbour, NeighbourOptions, Role,
-    SecondRestart, SpeakerConfig, SpeakerOptions, Transport,
+    Claims, GracefulRestart, Import, Neighbour, SecondRestart, SpeakerConfig, SpeakerOptions,
 };
-use podway_bgp::types::Families;
-use podway_model::cluster::{Backend, BgpConfig, NodeRecord, Topology};
+use podway_bgp::topology::View;
+use podway_model::cluster::{Backend, BgpConfig};
 use podway_model::ids::NodeName;
 use podway_model::names;
 
-use super::peers;
+use super::{peers, topology};
 use crate::view::{ClusterView, LocalFacts, OwnBlockState};
 
 /// Longest wait for peers that were up before a restart. Until it is over, new routes are not used: it is short
@@ -47,7 +46,9 @@ impl Desired {
     pub(super) fn nodes(&self) -> BTreeSet<IpAddr> {
         let is_node = |neighbour: &Neighbour| neighbour.import == Import::Claimed;
         let neighbours = self.config.neighbours.iter();
-        neighbours.filter(|(_, neighbour)| is_node(neighbour)).map(|(address, _)| *address).collect()
+        let listed = neighbours.filter(|(_, neighbour)| is_node(neighbour)).map(|(address, _)| *address);
+        let circles = self.config.options.circles.iter().filter(|circle| is_node(&circle.template));
+        listed.chain(circles.flat_map(|circle| circle.members.keys().copied())).collect()
     }
 
     /// Whoever cannot be what documents say of it now stays what it was: a mistake ends no session that works.
@@ -62,8 +63,14 @@ impl Desired {
     }
 }
 
-/// What the speaker shall do; none: it shall not run (another backend), or this node has no address yet.
-pub(crate) fn desired_bgp(view: &ClusterView, node: &NodeName, facts: &LocalFacts) -> Option<Desired> {
+/// What the speaker shall do; none: it shall not run (another backend), or this node has no address yet. `chosen`: the
+/// topology that this node sees.
+pub(crate) fn desired_bgp(
+    view: &ClusterView,
+    node: &NodeName,
+    facts: &LocalFacts,
+    chosen: &View,
+) -> Option<Desired> {
     if view.config.backend != Backend::Bgp {
         return None;
     }
@@ -73,22 +80,22 @@ pub(crate) fn desired_bgp(view: &ClusterView, node: &NodeName, facts: &LocalFact
         return None;
     }
     let bgp = &view.config.bgp;
-    let record = view.nodes.get(node).and_then(|n| n.record.as_ref());
-    let asn = record.map_or(bgp.asn, |record| bgp.asn_of(record));
     let mut config = SpeakerConfig {
-        asn,
+        asn: topology::asn_of(view, node),
         router_id: facts.address_v4.unwrap_or_else(|| names::router_id(node.as_str())),
         cluster_id: view.reflectors.get(node).and_then(|reflector| reflector.cluster_id),
         hold_time: Duration::from_secs(u64::from(bgp.hold_time_seconds)),
         graceful_restart: graceful_restart(bgp),
-        neighbours: neighbours(view, node, facts, asn),
+        neighbours: BTreeMap::new(),
         originated: originated(view, facts),
         own_addresses: own.clone(),
         options: SpeakerOptions {
             claimed_only: view.pools.values().map(|pool| pool.cidr).collect(),
+            maintenance: view.drained.contains_key(node),
             ..SpeakerOptions::default()
         },
     };
+    topology::add(&mut config, view, node, facts, chosen);
     let peers::Added { problems, unfollowed } = peers::add(&mut config, view, node, facts);
     let listen = own.into_iter().map(|address| SocketAddr::new(address, bgp.port)).collect();
     Some(Desired { config, claims: claims(view), listen, problems, unfollowed, alone: false })
@@ -106,66 +113,6 @@ fn graceful_restart(bgp: &BgpConfig) -> Option<GracefulRestart> {
         // Only between nodes, whose kernels can be asked: see their options.
         notifications: false,
     })
-}
-
-/// Everybody in a mesh; with reflectors: they with everybody, everybody else with them.
-fn neighbours(
-    view: &ClusterView,
-    node: &NodeName,
-    facts: &LocalFacts,
-    asn: podway_model::ids::Asn,
-) -> BTreeMap<IpAddr, Neighbour> {
-    let bgp = &view.config.bgp;
-    let reflects = |node: &NodeName| view.reflectors.contains_key(node);
-    let mut neighbours = BTreeMap::new();
-    for (name, other) in view.nodes.iter().filter(|(name, _)| *name != node) {
-        let Some(record) = &other.record else { continue };
-        let internal = match (bgp.topology, reflects(node), reflects(name)) {
-            (Topology::Mesh, _, _) | (Topology::Reflectors, true, true) => Role::Mesh,
-            (Topology::Reflectors, true, false) => Role::Client,
-            (Topology::Reflectors, false, true) => Role::Reflector,
-            (Topology::Reflectors, false, false) => continue,
-        };
-        let Some((ours, theirs)) = session_addresses(facts, record) else { continue };
-        let their_asn = bgp.asn_of(record);
-        let neighbour = Neighbour {
-            name: name.to_string(),
-            asn: their_asn,
-            role: if their_asn == asn { internal } else { Role::External },
-            // One side connects, so sessions never collide: a collision in the midst of a graceful restart would
-            // end it.
-            connect: if ours < theirs { ConnectMode::Both } else { ConnectMode::Passive },
-            port: bgp.port,
-            local_address: Some(ours),
-            families: Families::BOTH,
-            import: Import::Claimed,
-            export: Export::All,
-            options: NeighbourOptions {
-                transport: Transport {
-                    md5_file: bgp.password_file.clone(),
-                    ttl_security: None,
-                    dscp: bgp.dscp,
-                },
-                bfd: bgp.bfd.map(|bfd| Bfd {
-                    interval: Duration::from_millis(bfd.interval_ms.into()),
-                    multiplier: bfd.multiplier,
-                    multihop: true,
-                }),
-                // A silent node is dead or restarts: its kernel is asked, so neither is mistaken for the other.
-                notifications_restart: Some(true),
-                ..NeighbourOptions::default()
-            },
-        };
-        neighbours.insert(theirs, neighbour);
-    }
-    neighbours
-}
-
-/// Own and other address of a session: IPv4 if both have it, else IPv6. Routes of both families go over it.
-fn session_addresses(facts: &LocalFacts, record: &NodeRecord) -> Option<(IpAddr, IpAddr)> {
-    let v4 = facts.address_v4.zip(record.address_v4).map(|(a, b)| (IpAddr::V4(a), IpAddr::V4(b)));
-    let v6 = || facts.address_v6.zip(record.address_v6).map(|(a, b)| (IpAddr::V6(a), IpAddr::V6(b)));
-    v4.or_else(v6).filter(|(ours, theirs)| ours != theirs)
 }
 
 /// Own confirmed blocks, each by way of our address of its family.
@@ -223,6 +170,12 @@ mod tests {
     use podway_model::ids::{IfName, Mtu};
     use podway_model::k8s::LabelSelector;
 
+    use std::time::Duration;
+
+    use podway_bgp::config::{Bfd, ConnectMode, Role, Standing};
+    use podway_bgp::topology::Chooser;
+    use podway_model::cluster::{Drained, NodeRecord, Topology};
+
     use super::*;
     use crate::view::{NodeView, OwnBlock};
 
@@ -239,6 +192,13 @@ mod tests {
             ifindex: 2,
             mtu: Mtu::ETHERNET,
         }
+    }
+
+    /// What node n2 does when it has just begun.
+    fn wanted(view: &ClusterView, facts: &LocalFacts) -> Option<Desired> {
+        let mut chooser = Chooser::new(name("n2"));
+        chooser.follow(topology::rule(view), topology::members(view, &name("n2"), facts));
+        desired_bgp(view, &name("n2"), facts, &chooser.view(Duration::ZERO, |_| true))
     }
 
     fn record(v4: Option<&str>, v6: Option<&str>) -> NodeRecord {
@@ -289,7 +249,7 @@ mod tests {
     }
 
     fn sessions(view: &ClusterView) -> Vec<(String, String, Role, ConnectMode)> {
-        let desired = desired_bgp(view, &name("n2"), &facts()).unwrap();
+        let desired = wanted(view, &facts()).unwrap();
         assert_eq!(desired.config.mistakes(), []);
         let one =
             |(address, n): (&IpAddr, &Neighbour)| (n.name.clone(), address.to_string(), n.role, n.connect);
@@ -300,9 +260,9 @@ mod tests {
     fn other_backends_and_nodes_without_address_run_no_speaker() {
         let mut view = view(Topology::Mesh);
         let nowhere = LocalFacts { address_v4: None, address_v6: None, ..facts() };
-        assert_eq!(desired_bgp(&view, &name("n2"), &nowhere), None);
+        assert_eq!(wanted(&view, &nowhere), None);
         view.config.backend = Backend::HostGw;
-        assert_eq!(desired_bgp(&view, &name("n2"), &facts()), None);
+        assert_eq!(wanted(&view, &facts()), None);
     }
 
     #[test]
@@ -321,20 +281,95 @@ mod tests {
         let mut view = view(Topology::Reflectors);
         assert_eq!(sessions(&view), []);
         view.reflectors.insert(name("n1"), Reflector::default());
-        let roles = |view: &ClusterView| -> Vec<(String, Role)> {
-            sessions(view).into_iter().map(|(node, _, role, _)| (node, role)).collect()
-        };
-        assert_eq!(roles(&view), [("n1".to_owned(), Role::Reflector)]);
+        // A client connects to its reflectors, whoever has the lower address.
+        let n1 = ("n1".to_owned(), "10.0.0.1".to_owned(), Role::Reflector, ConnectMode::Both);
+        assert_eq!(sessions(&view), [n1]);
+        assert_eq!(
+            others(&view),
+            [("n3", Role::Client, Standing::Leaving), ("n6", Role::Client, Standing::Leaving)].map(owned)
+        );
         let cluster_id = Some("9.9.9.9".parse().unwrap());
         view.reflectors.insert(name("n2"), Reflector { cluster_id });
-        let expected = [("n1", Role::Mesh), ("n3", Role::Client), ("n6", Role::Client)];
-        assert_eq!(roles(&view), expected.map(|(n, r)| (n.to_owned(), r)));
-        assert_eq!(desired_bgp(&view, &name("n2"), &facts()).unwrap().config.cluster_id, cluster_id);
+        let n1 = ("n1".to_owned(), "10.0.0.1".to_owned(), Role::Mesh, ConnectMode::Passive);
+        assert_eq!(sessions(&view), [n1]);
+        assert_eq!(
+            others(&view),
+            [("n3", Role::Client, Standing::Wanted), ("n6", Role::Client, Standing::Wanted)].map(owned)
+        );
+        assert_eq!(wanted(&view, &facts()).unwrap().config.cluster_id, cluster_id);
+    }
+
+    fn owned((name, role, standing): (&str, Role, Standing)) -> (String, Role, Standing) {
+        (name.to_owned(), role, standing)
+    }
+
+    /// Nodes that may come and are not looked for.
+    fn others(view: &ClusterView) -> Vec<(String, Role, Standing)> {
+        let desired = wanted(view, &facts()).unwrap();
+        let of = |circle: &podway_bgp::config::Circle| {
+            let template = &circle.template;
+            let one = |name: &String| (name.clone(), template.role, template.options.standing);
+            circle.members.values().map(one).collect::<Vec<_>>()
+        };
+        let mut all: Vec<_> = desired.config.options.circles.iter().flat_map(of).collect();
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        all
+    }
+
+    #[test]
+    fn a_cluster_above_the_threshold_has_reflectors_and_a_drained_node_is_none() {
+        let mut view = view(Topology::Auto);
+        view.config.bgp.mesh_up_to = 50;
+        assert_eq!(sessions(&view).len(), 3, "a mesh");
+        view.config.bgp.mesh_up_to = 3;
+        // Four nodes, and three reflect: whoever does not is n2's client, or n2 is theirs.
+        let chosen = |view: &ClusterView| {
+            let members = topology::members(view, &name("n2"), &facts());
+            podway_bgp::topology::ranked(&members).into_iter().take(3).collect::<Vec<_>>()
+        };
+        let first = chosen(&view);
+        let listed: Vec<String> = sessions(&view).into_iter().map(|(node, ..)| node).collect();
+        let expected = |chosen: &[NodeName]| {
+            let mut names: Vec<String> =
+                chosen.iter().filter(|node| **node != name("n2")).map(ToString::to_string).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(listed, expected(&first));
+        let gone = first.iter().find(|node| **node != name("n2")).unwrap().clone();
+        view.drained.insert(gone.clone(), Drained { since_unix_seconds: 1, reason: None });
+        let listed: Vec<String> = sessions(&view).into_iter().map(|(node, ..)| node).collect();
+        assert_eq!(listed, expected(&chosen(&view)));
+        assert!(!chosen(&view).contains(&gone));
+        let maintenance = |view: &ClusterView| wanted(view, &facts()).unwrap().config.options.maintenance;
+        assert!(!maintenance(&view), "another node is drained");
+        view.drained.insert(name("n2"), Drained { since_unix_seconds: 1, reason: None });
+        assert!(maintenance(&view));
+    }
+
+    #[test]
+    fn nodes_of_different_ases_have_a_session_whatever_the_topology() {
+        let mut view = view(Topology::Reflectors);
+        view.reflectors.insert(name("n1"), Reflector::default());
+        let record = view.nodes.get_mut(&name("n3")).unwrap().record.as_mut().unwrap();
+        record.asn = Some(podway_model::ids::Asn::try_from(65003).unwrap());
+        let roles: Vec<(String, Role)> =
+            sessions(&view).into_iter().map(|(node, _, role, _)| (node, role)).collect();
+        assert_eq!(roles, [("n1".to_owned(), Role::Reflector), ("n3".to_owned(), Role::External)]);
+    }
+
+    #[test]
+    fn a_peer_outside_cannot_have_the_address_of_a_node_that_is_not_looked_for() {
+        let mut view = view(Topology::Reflectors);
+        view.reflectors.insert(name("n1"), Reflector::default());
+        view.peers.insert("tor".parse().unwrap(), peer("10.0.0.3", 65000, LabelSelector::default()));
+        let desired = wanted(&view, &facts()).unwrap();
+        assert!(desired.problems[0].contains("the address of n3"), "{:?}", desired.problems);
     }
 
     #[test]
     fn only_own_active_blocks_are_originated_and_claims_name_next_hops() {
-        let desired = desired_bgp(&view(Topology::Mesh), &name("n2"), &facts()).unwrap();
+        let desired = wanted(&view(Topology::Mesh), &facts()).unwrap();
         let originated: Vec<String> =
             desired.config.originated.iter().map(|(prefix, hop)| format!("{prefix} via {hop}")).collect();
         let expected =
@@ -407,7 +442,7 @@ mod tests {
             disabled: false,
         };
         view.pools.insert("default".parse().unwrap(), pool.clone());
-        let desired = desired_bgp(&view, &name("n2"), &facts()).unwrap();
+        let desired = wanted(&view, &facts()).unwrap();
         assert_eq!(desired.config.mistakes(), []);
         assert_eq!(desired.config.options.claimed_only, BTreeSet::from([pool.cidr]));
         let outside: Vec<&Neighbour> =
@@ -448,7 +483,7 @@ mod tests {
         };
         view.filters.insert("f".parse().unwrap(), filter("blue"));
         view.peers.insert("tor".parse().unwrap(), tor(named("f")));
-        let good = desired_bgp(&view, &name("n2"), &facts()).unwrap();
+        let good = wanted(&view, &facts()).unwrap();
         assert_eq!((good.problems.len(), good.config.neighbours.contains_key(&at)), (0, true));
         let other =
             PeerOptions { as_override: true, internal: Some(InternalRole::Client), ..PeerOptions::default() };
@@ -463,7 +498,7 @@ mod tests {
         ] {
             view.filters.insert("f".parse().unwrap(), filter(community));
             view.peers.insert("tor".parse().unwrap(), tor(options));
-            let mut bad = desired_bgp(&view, &name("n2"), &facts()).unwrap();
+            let mut bad = wanted(&view, &facts()).unwrap();
             assert!(bad.problems.join("; ").contains(said), "{said}: {:?}", bad.problems);
             assert!(!bad.config.neighbours.contains_key(&at), "one that never worked gets no session");
             bad.keep_unfollowed(&good.config);
@@ -488,7 +523,7 @@ mod tests {
             NodeAsn { node_selector: zone("a"), asn: asn(65001) },
             NodeAsn { node_selector: LabelSelector::default(), asn: asn(65002) },
         ];
-        let desired = desired_bgp(&view, &name("n2"), &facts()).unwrap();
+        let desired = wanted(&view, &facts()).unwrap();
         assert_eq!(desired.config.asn, asn(65002));
         let others: Vec<(u32, Role)> =
             desired.config.neighbours.values().map(|other| (other.asn.number(), other.role)).collect();
@@ -500,7 +535,7 @@ mod tests {
     fn nodes_are_asked_and_watched_and_peers_outside_are_not() {
         let mut view = view(Topology::Mesh);
         view.peers.insert("tor".parse().unwrap(), peer("192.0.2.1", 65000, LabelSelector::default()));
-        let desired = |view: &ClusterView| desired_bgp(view, &name("n2"), &facts()).unwrap();
+        let desired = |view: &ClusterView| wanted(view, &facts()).unwrap();
         let nodes: Vec<String> = desired(&view).nodes().iter().map(ToString::to_string).collect();
         assert_eq!(nodes, ["10.0.0.1", "10.0.0.3", "fd00::6"]);
         for bfd in [None, Some(NodeBfd { interval_ms: 100, multiplier: 3 })] {
@@ -521,7 +556,7 @@ mod tests {
     fn restart_time_zero_turns_graceful_restart_off_and_clashing_router_ids_are_found() {
         let mut view = view(Topology::Mesh);
         view.config.bgp.restart_time_seconds = 0;
-        assert_eq!(desired_bgp(&view, &name("n2"), &facts()).unwrap().config.graceful_restart, None);
+        assert_eq!(wanted(&view, &facts()).unwrap().config.graceful_restart, None);
         assert_eq!(router_id_clashes(&view), Vec::<String>::new());
         view.nodes.get_mut("n3".parse::<NodeName>().as_ref().unwrap()).unwrap().record =
             Some(record(Some("10.0.0.1"), None));

@@ -12,6 +12,7 @@
 //! |---|---|
 //! | `mod.rs` | when a speaker runs, and who asks |
 //! | `desired.rs` | what it shall do: a pure function of the cluster |
+//! | `topology.rs` | the other nodes as neighbours |
 //! | `peers.rs` | neighbours outside the cluster |
 //! | `shell.rs` | events in, actions out |
 //! | `connection.rs` | sockets |
@@ -39,6 +40,7 @@ mod shell;
 pub(crate) mod standalone;
 #[cfg(test)]
 mod tests;
+mod topology;
 mod transport;
 #[cfg(test)]
 mod transport_tests;
@@ -49,6 +51,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use podway_bgp::AfterStop;
+use podway_bgp::topology::{Chooser, Rule, View};
 use podway_daemon::Shutdown;
 use podway_model::cluster::Backend;
 use podway_model::ids::{BootId, NodeName};
@@ -96,6 +99,8 @@ pub(crate) enum Query {
     Reset(IpAddr, String, oneshot::Sender<bool>),
     /// What of the operator's wishes is not followed, and why.
     Problems(oneshot::Sender<Vec<String>>),
+    /// The topology that this node sees, in words; none: another backend.
+    Topology(oneshot::Sender<Option<String>>),
 }
 
 impl Bgp {
@@ -104,11 +109,16 @@ impl Bgp {
         let mut shell = None;
         let mut problems = vec![];
         let mut moved = true;
+        let mut topology = Seen::new(self.node.clone());
         loop {
+            if !moved && topology.is_due(shell.as_mut()) {
+                moved = self.look(&mut topology, shell.as_ref());
+            }
             if std::mem::take(&mut moved) {
-                self.follow(&mut shell, &mut problems).await;
+                self.follow(&mut shell, &mut problems, &mut topology).await;
             }
             self.publish(shell.as_ref());
+            let deadline = topology.deadline();
             // Every branch is cancel-safe: what it took it returns. A closed channel ends the process elsewhere.
             tokio::select! {
                 () = self.shutdown.requested() => break,
@@ -119,8 +129,12 @@ impl Bgp {
                         let keys = shell.as_ref().map(Shell::problems).unwrap_or_default();
                         let _ = asker.send(problems.iter().cloned().chain(keys).collect());
                     }
+                    Query::Topology(asker) => {
+                        let _ = asker.send(shell.as_ref().map(|_| topology.words()));
+                    }
                     query => answer(query, shell.as_mut()),
                 },
+                () = at(deadline) => {}
                 wake = next(shell.as_mut()) => if let Some(shell) = &mut shell { shell.handle(wake) },
             }
         }
@@ -130,11 +144,13 @@ impl Bgp {
     }
 
     /// Starts, reconfigures or stops the speaker as the cluster wants it.
-    async fn follow(&mut self, shell: &mut Option<Shell>, problems: &mut Vec<String>) {
+    async fn follow(&mut self, shell: &mut Option<Shell>, problems: &mut Vec<String>, topology: &mut Seen) {
         let view = Arc::clone(&self.view.borrow_and_update());
         let facts = self.facts.borrow_and_update().clone();
         let Some(facts) = facts.filter(|_| view.synced) else { return };
-        let mut desired = desired_bgp(&view, &self.node, &facts);
+        topology.follow(&view, &facts);
+        let _ = topology.look(&view, &facts, shell.as_ref());
+        let mut desired = desired_bgp(&view, &self.node, &facts, &topology.view);
         if let (Some(shell), Some(desired)) = (&shell, &mut desired) {
             desired.keep_unfollowed(shell.config());
         }
@@ -164,6 +180,12 @@ impl Bgp {
         }
     }
 
+    /// Looks at the topology again; true: it is another one.
+    fn look(&self, topology: &mut Seen, shell: Option<&Shell>) -> bool {
+        let (view, facts) = (Arc::clone(&self.view.borrow()), self.facts.borrow().clone());
+        facts.is_some_and(|facts| topology.look(&view, &facts, shell))
+    }
+
     /// Tells the data plane, if there is something new.
     fn publish(&self, shell: Option<&Shell>) {
         let nothing = || {
@@ -179,6 +201,65 @@ impl Bgp {
             }
             changed
         });
+    }
+}
+
+/// The topology as this node sees it, and when it looks again.
+struct Seen {
+    chooser: Chooser,
+    rule: Rule,
+    began: tokio::time::Instant,
+    view: View,
+}
+
+impl Seen {
+    fn new(node: NodeName) -> Self {
+        let (chooser, began) = (Chooser::new(node.clone()), tokio::time::Instant::now());
+        Self { chooser, rule: Rule::Mesh, began, view: View::Mesh }
+    }
+
+    /// Nodes or settings have changed.
+    fn follow(&mut self, view: &ClusterView, facts: &LocalFacts) {
+        self.rule = topology::rule(view);
+        let node = self.chooser.node().clone();
+        self.chooser.follow(self.rule.clone(), topology::members(view, &node, facts));
+    }
+
+    /// Sessions have changed, or time has passed; true: another topology is to be followed.
+    fn look(&mut self, view: &ClusterView, facts: &LocalFacts, shell: Option<&Shell>) -> bool {
+        let is_up = |other: &NodeName| {
+            let address = topology::address_of(view, facts, other);
+            address.zip(shell).is_some_and(|(address, shell)| shell.speaker().is_established(address))
+        };
+        let now = self.chooser.view(self.began.elapsed(), is_up);
+        let changed = now != self.view;
+        if changed && shell.is_some() {
+            tracing::info!("BGP topology: {}; {} before", now.words(&self.rule), self.words());
+        }
+        self.view = now;
+        changed
+    }
+
+    /// Whether there is a reason to look.
+    fn is_due(&self, shell: Option<&mut Shell>) -> bool {
+        let passed = self.deadline().is_some_and(|at| at <= tokio::time::Instant::now());
+        shell.is_some_and(Shell::take_sessions_changed) || passed
+    }
+
+    fn deadline(&self) -> Option<tokio::time::Instant> {
+        self.chooser.deadline().map(|at| self.began + at)
+    }
+
+    fn words(&self) -> String {
+        self.view.words(&self.rule)
+    }
+}
+
+/// Waits until then; none: for ever.
+async fn at(deadline: Option<tokio::time::Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -257,6 +338,9 @@ fn answer(query: Query, shell: Option<&mut Shell>) {
         }
         Query::Reset(peer, words, asker) => {
             let _ = asker.send(shell.is_some_and(|shell| shell.reset(peer, words)));
+        }
+        Query::Topology(asker) => {
+            let _ = asker.send(None);
         }
         Query::Problems(asker) => {
             let _ = asker.send(shell.map(|shell| shell.problems()).unwrap_or_default());

@@ -98,7 +98,7 @@ fn one(
     facts: &LocalFacts,
 ) -> Result<Neighbour, Unusable> {
     let address = peer.address;
-    if let Some(other) = config.neighbours.get(&address) {
+    if let Some(other) = config.neighbour_at(address) {
         return Err(Unusable::Taken(format!("spec.address: {address} found, the address of {}", other.name)));
     }
     let own = match address {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use podway_bgp::config::{Neighbour, Restarted};
+use podway_bgp::config::{Neighbour, Restarted, Standing};
 use podway_bgp::fate::{self, Fate, Kernel};
 use podway_bgp::{Action, AfterStop, ConnId, Event, Speaker};
 use tokio::net::TcpStream;
@@ -84,6 +84,8 @@ pub(super) struct Shell {
     listen_at: Option<Instant>,
     /// When a flush began whose cost is not known yet: the connections' tasks have not run.
     flushing: Option<Instant>,
+    /// Sessions came or went since somebody asked.
+    sessions_changed: bool,
     /// None: nobody will be waited for after a restart.
     peers_file: Option<PeersFile>,
     /// What the kernel shall hold; empty for a speaker alone.
@@ -112,6 +114,7 @@ impl Shell {
             echoes: None,
             listen_at: None,
             flushing: None,
+            sessions_changed: false,
             peers_file,
             routes: Arc::default(),
             desired,
@@ -267,9 +270,16 @@ impl Shell {
             neighbour.local_address.or_else(|| ours.find(|own| own.is_ipv4() == peer.is_ipv4()))
         };
         let neighbours = self.desired.config.neighbours.iter();
-        let wanted: Watched = neighbours
+        let mut wanted: Watched = neighbours
             .filter_map(|(peer, neighbour)| Some((*peer, (own(neighbour, peer)?, neighbour.options.bfd?))))
             .collect();
+        // Nodes that are not looked for are watched while something of them is there.
+        for peer in self.speaker.dynamic_peers() {
+            let known =
+                self.desired.config.neighbour_at(peer).filter(|_| self.desired.config.is_in_circle(peer));
+            let watched = known.and_then(|known| Some((own(&known, &peer)?, known.options.bfd?)));
+            wanted.extend(watched.map(|watched| (peer, watched)));
+        }
         self.bfd.retain(|peer, _| wanted.contains_key(peer));
         for peer in wanted.keys() {
             self.bfd.entry(*peer).or_insert_with(|| "not up yet".to_owned());
@@ -331,6 +341,11 @@ impl Shell {
     /// What the speaker was last told to do.
     pub(super) fn config(&self) -> &podway_bgp::config::SpeakerConfig {
         &self.desired.config
+    }
+
+    /// Whether sessions came or went since this was asked last.
+    pub(super) fn take_sessions_changed(&mut self) -> bool {
+        std::mem::take(&mut self.sessions_changed)
     }
 
     /// What BFD says of neighbours.
@@ -464,6 +479,12 @@ impl Shell {
                 }
             }
         }
+        self.sessions_changed |= !changed.is_empty();
+        if !changed.is_empty()
+            && self.desired.config.options.circles.iter().any(|c| c.template.options.bfd.is_some())
+        {
+            self.follow_bfd();
+        }
         // After all actions: what follows from it comes after what is in them.
         changed.into_iter().for_each(|event| self.judge(event));
         for conn in overflown {
@@ -474,11 +495,13 @@ impl Shell {
     }
 
     fn on_peer_changed(&mut self, peer: IpAddr, up: bool, reason: &str) {
-        let name = self.desired.config.neighbours.get(&peer).map_or("?", |neighbour| neighbour.name.as_str());
-        if up {
-            tracing::info!(%peer, node = name, "BGP session is up");
-        } else {
-            tracing::warn!(%peer, node = name, "BGP session is down: {reason}");
+        let known = self.desired.config.neighbour_at(peer);
+        let name = known.as_ref().map_or("?", |neighbour| neighbour.name.as_str());
+        let leaves = known.as_ref().is_some_and(|known| known.options.standing == Standing::Leaving);
+        match (up, leaves) {
+            (true, _) => tracing::info!(%peer, node = name, "BGP session is up"),
+            (false, true) => tracing::info!(%peer, node = name, "BGP session has ended: {reason}"),
+            (false, false) => tracing::warn!(%peer, node = name, "BGP session is down: {reason}"),
         }
         if let Some(file) = &mut self.peers_file {
             file.write(self.speaker.relied_on());

@@ -130,6 +130,11 @@ impl Core {
                 .iter()
                 .map(|(node, stored)| (node.clone(), stored.value.clone()))
                 .collect(),
+            drained: table
+                .drained
+                .iter()
+                .map(|(node, stored)| (node.clone(), stored.value.clone()))
+                .collect(),
             filters: table
                 .filters
                 .iter()

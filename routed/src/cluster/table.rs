@@ -6,15 +6,25 @@ use std::collections::BTreeMap;
 use ipnet::IpNet;
 use podway_model::bgp::BgpFilter;
 use podway_model::cluster::{
-    BgpPeer, Claim, ClusterConfig, Liveness, NodeRecord, Pool, Reflector, Released, decode,
+    BgpPeer, Claim, ClusterConfig, Drained, Liveness, NodeRecord, Pool, Reflector, Released, decode,
 };
 use podway_model::ids::{NodeName, ObjectName};
 use podway_model::keys::Key;
 use podway_store::{Change, Entry};
 
 /// What is watched.
-pub(crate) const PREFIXES: [&str; 9] =
-    ["config", "pools/", "nodes/", "live/", "claims/", "released/", "filters/", "peers/", "reflectors/"];
+pub(crate) const PREFIXES: [&str; 10] = [
+    "config",
+    "pools/",
+    "nodes/",
+    "live/",
+    "claims/",
+    "released/",
+    "filters/",
+    "peers/",
+    "reflectors/",
+    "drained/",
+];
 
 /// A value and where it stands in the store's history.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,6 +57,7 @@ pub(crate) struct Table {
     pub(crate) filters: BTreeMap<ObjectName, Stored<BgpFilter>>,
     pub(crate) peers: BTreeMap<ObjectName, Stored<BgpPeer>>,
     pub(crate) reflectors: BTreeMap<NodeName, Stored<Reflector>>,
+    pub(crate) drained: BTreeMap<NodeName, Stored<Drained>>,
     /// By key.
     pub(crate) bad: BTreeMap<String, Bad>,
 }
@@ -123,6 +134,7 @@ impl Table {
             Key::Filter(name) => drop(self.filters.insert(name, stored(entry)?)),
             Key::Peer(name) => drop(self.peers.insert(name, stored(entry)?)),
             Key::Reflector(node) => drop(self.reflectors.insert(node, stored(entry)?)),
+            Key::Drained(node) => drop(self.drained.insert(node, stored(entry)?)),
             Key::Usage(_) | Key::Namespace(_) | Key::Pod(..) | Key::NetworkPolicy(..) => {}
         }
         Ok(())
@@ -140,6 +152,7 @@ impl Table {
             Ok(Key::Filter(name)) => drop(self.filters.remove(&name)),
             Ok(Key::Peer(name)) => drop(self.peers.remove(&name)),
             Ok(Key::Reflector(node)) => drop(self.reflectors.remove(&node)),
+            Ok(Key::Drained(node)) => drop(self.drained.remove(&node)),
             Ok(Key::Usage(_) | Key::Namespace(_) | Key::Pod(..) | Key::NetworkPolicy(..)) | Err(_) => {}
         }
     }
@@ -213,6 +226,7 @@ impl Table {
             Key::Filter(name) => keep(&mut self.filters, &before.filters, name),
             Key::Peer(name) => keep(&mut self.peers, &before.peers, name),
             Key::Reflector(node) => keep(&mut self.reflectors, &before.reflectors, node),
+            Key::Drained(node) => keep(&mut self.drained, &before.drained, node),
             _ => {}
         }
     }
@@ -257,6 +271,7 @@ impl Table {
         add(&mut both.filters, &past.filters);
         add(&mut both.peers, &past.peers);
         add(&mut both.reflectors, &past.reflectors);
+        add(&mut both.drained, &past.drained);
         let now = super::claims::ClaimIndex::new(self);
         for (key, stored) in &past.claims {
             if let Some(anew) = both.claims.get_mut(key) {

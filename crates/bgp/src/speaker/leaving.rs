@@ -90,15 +90,15 @@ impl Speaker {
         without
     }
 
-    /// What the end of a session waits for, for people.
+    /// When a session ends, for people.
     pub(super) fn why_it_stays(&self, address: IpAddr) -> String {
         match self.uncovered(address) {
             0 if self.peers.get(&address).is_some_and(|peer| peer.letting_go) => {
-                "the other side needs it still".to_owned()
+                "the other side needs it no more".to_owned()
             }
-            0 => "sessions that are wanted are not all up yet".to_owned(),
-            1 => "1 prefix has no other way yet".to_owned(),
-            count => format!("{count} prefixes have no other way yet"),
+            0 => "all sessions that are wanted are up".to_owned(),
+            1 => "1 prefix has another way".to_owned(),
+            count => format!("{count} prefixes have another way"),
         }
     }
 

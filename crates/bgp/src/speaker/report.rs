@@ -46,6 +46,16 @@ impl Speaker {
         all
     }
 
+    /// Whether there is a session with a neighbour.
+    pub fn is_established(&self, peer: IpAddr) -> bool {
+        self.peers.get(&peer).is_some_and(|peer| peer.session.is_some())
+    }
+
+    /// Neighbours that nobody lists, and of whom something is there: a session, or routes that are kept.
+    pub fn dynamic_peers(&self) -> impl Iterator<Item = IpAddr> {
+        self.peers.iter().filter(|(_, peer)| peer.dynamic).map(|(address, _)| *address)
+    }
+
     /// Whether routes of a neighbour are kept over its restart.
     pub fn is_stale(&self, peer: IpAddr) -> bool {
         self.peers.get(&peer).is_some_and(|peer| !peer.stale.is_empty())

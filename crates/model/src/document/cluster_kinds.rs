@@ -152,7 +152,11 @@ fn bgp(field: &Field<'_>) -> Option<BgpConfig> {
     let map = field.map("BGP settings")?;
     let asn = map.or("asn", default.asn, asn);
     let topology = map.or("topology", default.topology, |f| {
-        f.one_of(&[("mesh", Topology::Mesh), ("reflectors", Topology::Reflectors)])
+        f.one_of(&[("mesh", Topology::Mesh), ("reflectors", Topology::Reflectors), ("auto", Topology::Auto)])
+    });
+    let mesh_up_to = map.or("meshUpTo", default.mesh_up_to, |f| {
+        // Three reflectors and somebody to reflect to.
+        number(f, "4 to 1000 nodes", |n: u32| (4..=1000).contains(&n).then_some(n))
     });
     let port = map.or("port", default.port, port);
     let hold_time_seconds = map.or("holdTimeSeconds", default.hold_time_seconds, |f| {
@@ -172,6 +176,7 @@ fn bgp(field: &Field<'_>) -> Option<BgpConfig> {
     Some(BgpConfig {
         asn: asn?,
         topology: topology?,
+        mesh_up_to: mesh_up_to?,
         port: port?,
         hold_time_seconds: hold_time_seconds?,
         restart_time_seconds: restart_time_seconds?,

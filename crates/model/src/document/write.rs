@@ -49,7 +49,12 @@ impl Document {
             Key::Namespace(_) => Self::Namespace(serde_json::from_slice(value).map_err(object)?),
             Key::Pod(..) => Self::Pod(serde_json::from_slice(value).map_err(object)?),
             Key::NetworkPolicy(..) => Self::NetworkPolicy(serde_json::from_slice(value).map_err(object)?),
-            Key::Node(_) | Key::Live(_) | Key::Claim(..) | Key::Released(_) | Key::Usage(_) => {
+            Key::Node(_)
+            | Key::Live(_)
+            | Key::Claim(..)
+            | Key::Released(_)
+            | Key::Drained(_)
+            | Key::Usage(_) => {
                 return Err(ValueError::NotADocument(key.clone()));
             }
         })

@@ -142,7 +142,18 @@ async fn a_node_lives(store: &Arc<dyn Store>, node: &str, block: &str) {
     let guard = Guard { key: format!("released/{block}"), expect: Expect::Absent };
     let key = format!("claims/{node}/{block}");
     assert!(done(store.put_guarded(&key, &claim(), Expect::Absent, &guard).await.unwrap()));
-    let prefixes = ["config", "pools/", "nodes/", "live/", "claims/", "released/", "peers/", "reflectors/"];
+    let prefixes = [
+        "config",
+        "pools/",
+        "nodes/",
+        "live/",
+        "claims/",
+        "released/",
+        "filters/",
+        "peers/",
+        "reflectors/",
+        "drained/",
+    ];
     let mut seen = Consumer::default();
     seen.until(&mut store.watch(&prefixes), "the snapshot", |c| c.entries.contains_key(&key)).await;
 }
@@ -165,6 +176,8 @@ async fn a_thief_gets_nothing(rig: &Rig) {
         "peers/p",
         "filters/f",
         "reflectors/n1",
+        "drained/n1",
+        "drained/n11",
         "objects/namespaces/x",
         "objects/networkpolicies/x/y",
         "nodes/",
@@ -208,7 +221,7 @@ async fn a_thief_gets_nothing(rig: &Rig) {
 
 async fn the_others_do_their_work(rig: &Rig) {
     let operator = rig.store("podway-operator");
-    for key in ["config", "pools/default", "peers/p", "reflectors/n1", "objects/namespaces/x"] {
+    for key in ["config", "pools/default", "peers/p", "reflectors/n1", "drained/n1", "objects/namespaces/x"] {
         operator.put(key, b"{}").await.unwrap();
     }
     let controller = rig.store("podway-controller");

@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use podway_bgp::config::{
     AddPath, AsRange, Bfd, Claims, ConnectMode, Export, GracefulRestart, Import, LocalAs, MaxPrefixes, Med,
     Multipath, Neighbour, NeighbourOptions, NextHop, Range, Relation, Role, SecondRestart, SpeakerConfig,
-    SpeakerOptions, Transport,
+    SpeakerOptions, Standing, Transport,
 };
 use podway_bgp::types::{Families, Family};
 use podway_model::config::LogConfig;
@@ -358,6 +358,7 @@ impl Reader<'_> {
             originated: file.originate.iter().map(|one| (one.prefix.trunc(), one.next_hop)).collect(),
             own_addresses,
             options: SpeakerOptions {
+                circles: vec![],
                 ranges,
                 multipath: file
                     .multipath
@@ -442,6 +443,7 @@ impl Reader<'_> {
             self.named.filter(self.source, &format!("{field}.{key}"), name, &mut self.mistakes).map(Arc::new)
         };
         NeighbourOptions {
+            standing: Standing::Firm,
             import: filter(&options.import, "import"),
             export: filter(&options.export, "export"),
             hold_time: seconds(options.hold_time),
