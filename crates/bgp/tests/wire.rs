@@ -226,10 +226,10 @@ fn a_broken_update_on_a_live_session_leaves_no_old_route_and_hurts_no_other() {
         assert_eq!(rig.next_hop("10.2.0.0/16"), Some(ip("10.0.0.1")), "{what}: the other one lives");
         table.take(rig.updates(other, &INTERNAL));
         assert_eq!(table.prefixes(), ["10.2.0.0/16"], "{what}: the neighbours know");
-        assert!(
-            rig.closed.is_empty() && !rig.ignored.is_empty(),
-            "{what}: the session lives, and it was said why"
-        );
+        assert!(rig.closed.is_empty(), "{what}: the session lives");
+        // What several reflectors tell each other is nothing that anybody should look into.
+        let is_reflection = what.starts_with("our ");
+        assert_eq!(rig.ignored.is_empty(), is_reflection, "{what}: it was said why, where it is a fault");
         rig.send(sender, raw_update(GOOD, "10 0a01"));
         rig.settle();
         assert_eq!(rig.next_hop("10.1.0.0/16"), Some(ip("10.0.0.1")), "{what}: the next good one is taken");

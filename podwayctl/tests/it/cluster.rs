@@ -95,6 +95,41 @@ fn nodes_are_listed_and_released() {
     assert!(status.out().contains("released blocks: 10.244.0.64/26\n"), "{}", status.out());
 }
 
+#[test]
+fn nodes_are_drained_and_the_topology_is_shown() {
+    let place = Place::new();
+    join_two_nodes(&place);
+    place.run("node drain n3").expect(3, "", "node n3 not found");
+    place.run("node drain N3").expect(64, "", "NODE: \"N3\" found");
+    let drained = place.run("node drain n1 --reason disk");
+    drained.expect_code(0, "nothing moves by it: the backend is vxlan");
+    assert!(drained.out().starts_with("n1 is drained (disk): neighbours outside"), "{}", drained.out());
+    assert!(place.run("node list").out().contains("live, drained"));
+    assert!(place.run("topology").out().starts_with("the backend is vxlan: nodes have no BGP sessions\n"));
+    let auto = "{apiVersion: podway.io/v1, kind: ClusterConfig, metadata: {name: default}, \
+                spec: {backend: bgp, bgp: {topology: auto, meshUpTo: 4}}}";
+    place.run_with("apply -f -", auto).expect(0, "clusterconfig/default created\n", "");
+    let table = "auto: mesh\n\
+                 NODE  STATE          ROLE  AS     ZONE  SESSIONS  PEERS OUTSIDE\n\
+                 n1    live, drained  -     64512  -     1         -\n\
+                 n2    down           -     64512  -     1         -\n";
+    place.run("topology").expect(0, table, "");
+    assert!(place.run("topology --draw svg").out().starts_with("<svg "));
+    assert!(place.run("topology --draw dot").out().contains("  n0 -- n1 [style=dashed];\n"));
+    let json = place.run("topology -o json").out();
+    assert!(json.contains("\"kind\": \"mesh\"") && json.contains("\"to\": \"n2\""), "{json}");
+    place.run("node undrain n1").expect(0, "n1 is drained no longer\n", "");
+    place.run("node undrain n1").expect(3, "", "node n1 is not drained");
+    let few = auto.replace("meshUpTo: 4", "meshUpTo: 3");
+    let refused = place.run_with("apply -f -", &few);
+    assert_eq!(refused.code(), 64);
+    assert!(
+        refused.err().contains("spec.bgp.meshUpTo: 3 found, 4 to 1000 nodes expected"),
+        "{}",
+        refused.err()
+    );
+}
+
 /// A daemon's socket that answers with what it was given, until it is dropped.
 pub(crate) struct Daemon {
     trigger: Option<ShutdownTrigger>,

@@ -214,7 +214,7 @@ struct Seen {
 
 impl Seen {
     fn new(node: NodeName) -> Self {
-        let (chooser, began) = (Chooser::new(node.clone()), tokio::time::Instant::now());
+        let (chooser, began) = (Chooser::new(node), tokio::time::Instant::now());
         Self { chooser, rule: Rule::Mesh, began, view: View::Mesh }
     }
 

@@ -45,6 +45,9 @@ impl Speaker {
         }
         for (address, peer) in &mut self.peers {
             peer.dynamic = !config.neighbours.contains_key(address);
+            if peer.is_gone() {
+                self.leaving.insert(*address);
+            }
         }
         self.follow_ranges(&config);
         self.expect_leaving();

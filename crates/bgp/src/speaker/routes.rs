@@ -44,11 +44,13 @@ impl Speaker {
         for (attributes, prefixes) in update.announced {
             match self.loop_in(address, &attributes) {
                 // The prefix has no longer the route that it had: it is withdrawn, never left as it was.
-                Some(what) => {
-                    let what = format!("{} prefixes: {what}", prefixes.len());
+                Some(Loop::OurAs) => {
+                    let what = format!("{} prefixes: our AS number is in the AS path", prefixes.len());
                     self.ignore(address, what);
                     self.remove_routes(address, prefixes);
                 }
+                // What several reflectors tell each other, and nothing that anybody should look into.
+                Some(Loop::Reflected) => self.remove_routes(address, prefixes),
                 None => self.announce(address, attributes, prefixes),
             }
         }
@@ -60,21 +62,18 @@ impl Speaker {
     }
 
     /// Why a route has come back to where it was.
-    fn loop_in(&self, address: IpAddr, attributes: &PathAttributes) -> Option<&'static str> {
+    fn loop_in(&self, address: IpAddr, attributes: &PathAttributes) -> Option<Loop> {
         let options = self.peers.get(&address).map(|peer| &peer.neighbour.options);
         let allowed = options.map_or(0, |options| options.allow_own_as);
         let local = options.and_then(|options| options.local_as).map(|local| local.asn.number());
         let mut ours = std::iter::once(self.config.asn.number()).chain(local);
         if ours.any(|asn| attributes.as_path.count(asn) > allowed) {
-            return Some("our AS number is in the AS path"); // RFC 4271 9.1.2
+            return Some(Loop::OurAs); // RFC 4271 9.1.2
         }
-        if attributes.originator_id == Some(self.config.router_id) {
-            return Some("we are the originator"); // RFC 4456 section 8
-        }
-        if attributes.cluster_list.contains(&self.config.effective_cluster_id()) {
-            return Some("our cluster id is in the cluster list"); // RFC 4456 section 8
-        }
-        None
+        // RFC 4456 section 8.
+        let ours = attributes.originator_id == Some(self.config.router_id)
+            || attributes.cluster_list.contains(&self.config.effective_cluster_id());
+        ours.then_some(Loop::Reflected)
     }
 
     fn announce(&mut self, address: IpAddr, attributes: PathAttributes, prefixes: Vec<Nlri>) {
@@ -257,6 +256,14 @@ impl Speaker {
             self.actions.push(Action::Send { conn, bytes });
         }
     }
+}
+
+/// How a route has come back.
+enum Loop {
+    /// Round our AS.
+    OurAs,
+    /// Round a reflector, or to where it began.
+    Reflected,
 }
 
 fn is_last_resort(peer: &Peer, nlri: &Nlri) -> bool {
