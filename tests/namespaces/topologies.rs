@@ -222,6 +222,36 @@ fn between_clients(
 }
 
 #[test]
+fn claims_in_the_store_lead_where_no_reflector_is_up() {
+    run("claims_in_the_store_lead_where_no_reflector_is_up", || {
+        // Without graceful restart: what a reflector told is gone with its session.
+        let bgp = json!({"topology": "reflectors", "restartTimeSeconds": 0});
+        let mut cluster = cluster("no-reflector", 4, true, &bgp, &["n1"])?;
+        has_sessions(&cluster, &["n1"])?;
+        connected(&cluster)?;
+        let reports = between_clients(&mut cluster, |cluster| {
+            cluster.lab.nodes[0].kill_routed()?;
+            for node in &cluster.lab.nodes[1..] {
+                wait_until_ok("its clients have no session", PATIENCE, || {
+                    ensure!(node.bgp_peers()?.iter().all(|p| p.state != "Established"), "one is up");
+                    Ok(())
+                })?;
+            }
+            // A daemon that begins now has nothing but the store.
+            cluster.lab.nodes[2].kill_routed()?;
+            cluster.lab.nodes[2].start_routed()?;
+            cluster.lab.nodes[2].wait_ready(PATIENCE)?;
+            connected(cluster)?;
+            cluster.lab.nodes[0].start_routed()?;
+            cluster.lab.nodes[0].wait_ready(PATIENCE)?;
+            has_sessions(cluster, &["n1"])
+        })?;
+        nothing_lost("no reflector", &reports)?;
+        connected(&cluster)
+    });
+}
+
+#[test]
 fn a_drained_node_says_so_in_its_routes_and_goes_on() {
     run("a_drained_node_says_so_in_its_routes_and_goes_on", || {
         let mut cluster = cluster("drained", 3, false, &json!({"topology": "mesh"}), &[])?;

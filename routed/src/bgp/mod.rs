@@ -14,6 +14,7 @@
 //! | `desired.rs` | what it shall do: a pure function of the cluster |
 //! | `topology.rs` | the other nodes as neighbours |
 //! | `peers.rs` | neighbours outside the cluster |
+//! | `fallback.rs` | the claims in the store, while no reflector is up |
 //! | `shell.rs` | events in, actions out |
 //! | `connection.rs` | sockets |
 //! | `writer.rs` | what the kernel takes at once, and what waits |
@@ -32,6 +33,7 @@ mod bfd;
 mod connection;
 mod desired;
 mod echo;
+mod fallback;
 #[cfg(test)]
 mod operator_tests;
 mod peers;
@@ -117,7 +119,7 @@ impl Bgp {
             if std::mem::take(&mut moved) {
                 self.follow(&mut shell, &mut problems, &mut topology).await;
             }
-            self.publish(shell.as_ref());
+            self.publish(shell.as_mut());
             let deadline = topology.deadline();
             // Every branch is cancel-safe: what it took it returns. A closed channel ends the process elsewhere.
             tokio::select! {
@@ -187,13 +189,13 @@ impl Bgp {
     }
 
     /// Tells the data plane, if there is something new.
-    fn publish(&self, shell: Option<&Shell>) {
+    fn publish(&self, shell: Option<&mut Shell>) {
         let nothing = || {
             let view = self.view.borrow();
             let synced = view.synced && view.config.backend != Backend::Bgp;
             Arc::new(BgpRoutes { synced, ..BgpRoutes::default() })
         };
-        let routes = shell.map_or_else(nothing, |shell| Arc::clone(&shell.routes));
+        let routes = shell.map_or_else(nothing, Shell::routes);
         self.routes.send_if_modified(|published| {
             let changed = !Arc::ptr_eq(published, &routes) && *published != routes;
             if changed {

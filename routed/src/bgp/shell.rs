@@ -17,6 +17,7 @@ use super::bfd::{Change, Watch, Watched};
 use super::connection::{self, Listeners};
 use super::desired::Desired;
 use super::echo::{Answer, Echoes};
+use super::fallback::Fallback;
 use super::peers_file::PeersFile;
 use super::transport::{Carriage, Keys};
 use super::writer::{self, Writer};
@@ -88,8 +89,10 @@ pub(super) struct Shell {
     sessions_changed: bool,
     /// None: nobody will be waited for after a restart.
     peers_file: Option<PeersFile>,
-    /// What the kernel shall hold; empty for a speaker alone.
-    pub(super) routes: Arc<BgpRoutes>,
+    /// What BGP has learnt for the kernel; nothing in a speaker alone.
+    learned: Arc<BgpRoutes>,
+    /// What the claims add to it.
+    fallback: Fallback,
 }
 
 impl Shell {
@@ -116,7 +119,8 @@ impl Shell {
             flushing: None,
             sessions_changed: false,
             peers_file,
-            routes: Arc::default(),
+            learned: Arc::default(),
+            fallback: Fallback::default(),
             desired,
         };
         shell.say_keys(&Keys::default());
@@ -126,6 +130,7 @@ impl Shell {
         shell.follow_nodes();
         shell.listen();
         shell.follow_bfd();
+        shell.look_for_reflectors();
         shell
     }
 
@@ -140,7 +145,7 @@ impl Shell {
             self.speaker.step(self.now(), Event::Flushed { took: begin.elapsed() }, &mut none);
             self.perform(none);
         }
-        let deadlines = [self.speaker.deadline(), self.fate.deadline()];
+        let deadlines = [self.speaker.deadline(), self.fate.deadline(), self.fallback.deadline()];
         let deadline = deadlines.into_iter().flatten().min().map(|at| self.began + at);
         let listen_at = self.listen_at;
         let sleep = async {
@@ -198,6 +203,7 @@ impl Shell {
             }
         }
         while self.tasks.try_join_next().is_some() {}
+        self.look_for_reflectors();
         let settled: Vec<IpAddr> = self.fate.asked().filter(|peer| !self.speaker.is_stale(*peer)).collect();
         settled.into_iter().for_each(|peer| self.judge(fate::Event::Settled(peer)));
     }
@@ -254,6 +260,7 @@ impl Shell {
         }
         // Claims first: a node that is new comes with the right to its routes.
         if before.claims != self.desired.claims {
+            self.fallback.forget();
             self.step(Event::Claimed(Arc::new(self.desired.claims.clone())));
         }
         if before.config != self.desired.config {
@@ -261,6 +268,30 @@ impl Shell {
             self.follow_nodes();
         }
         self.follow_bfd();
+        self.look_for_reflectors();
+    }
+
+    /// Whether the claims are needed may have changed.
+    fn look_for_reflectors(&mut self) {
+        // A speaker alone has no claims.
+        if self.desired.alone {
+            return;
+        }
+        let now = self.now();
+        let config = &self.desired.config;
+        let is_up = |peer| self.speaker.is_established(peer);
+        let is_covered = || Fallback::is_covered(&self.learned, &self.desired.claims, &config.own_addresses);
+        let changed = self.fallback.look(now, config, is_up, is_covered);
+        if changed && self.fallback.is_needed() {
+            tracing::warn!("no BGP reflector is up: routes follow the claims in the store");
+        } else if changed {
+            tracing::info!("BGP reflectors are up: routes are theirs");
+        }
+    }
+
+    /// What the kernel shall hold; empty for a speaker alone.
+    pub(super) fn routes(&mut self) -> Arc<BgpRoutes> {
+        self.fallback.routes(&self.learned, &self.desired.claims, &self.desired.config.own_addresses)
     }
 
     /// Has listed neighbours watched that are to be; the thread runs only while there are any.
@@ -454,7 +485,7 @@ impl Shell {
                 // A speaker alone has no kernel to tell.
                 Action::RouteChanged { .. } if self.desired.alone => {}
                 Action::RouteChanged { prefix, next_hops } => {
-                    let routes = &mut Arc::make_mut(&mut self.routes).routes;
+                    let routes = &mut Arc::make_mut(&mut self.learned).routes;
                     if next_hops.is_empty() {
                         routes.remove(&prefix);
                     } else {
@@ -475,7 +506,7 @@ impl Shell {
                 }
                 Action::Synced => {
                     tracing::info!("BGP has heard all peers that were up");
-                    Arc::make_mut(&mut self.routes).synced = true;
+                    Arc::make_mut(&mut self.learned).synced = true;
                 }
             }
         }
