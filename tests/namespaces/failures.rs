@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use podway_model::cluster::Backend;
+use podway_model::names;
 use podway_model::socket::BgpPeerStatus;
 use podway_testkit::cluster::{Cluster, ClusterOptions};
 use podway_testkit::lab::Node;
 use podway_testkit::objects;
 use podway_testkit::wait::wait_until_ok;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::restarts::{connected, without_loss};
 use crate::{run, with_pods};
@@ -23,12 +24,20 @@ const RESTART_TIME: u16 = 600;
 
 /// Three nodes that watch each other at 3 x 100 ms, with pods. `prepare` runs before any daemon starts.
 fn watched(test: &str, prepare: impl Fn(&Node) -> Result<()>) -> Result<Cluster> {
-    let cluster = Cluster::without_daemons(ClusterOptions::new(test, Backend::Bgp))?;
+    watched_with(ClusterOptions::new(test, Backend::Bgp), ClusterOptions::documents, prepare)
+}
+
+fn watched_with(
+    options: ClusterOptions,
+    documents: impl Fn(&ClusterOptions) -> Vec<Value>,
+    prepare: impl Fn(&Node) -> Result<()>,
+) -> Result<Cluster> {
+    let cluster = Cluster::without_daemons(options)?;
     for node in &cluster.lab.nodes {
         prepare(node)?;
     }
     let bgp = json!({"restartTimeSeconds": RESTART_TIME, "bfd": {"intervalMs": 100, "multiplier": 3}});
-    let mut documents = cluster.options.documents();
+    let mut documents = documents(&cluster.options);
     documents[0]["spec"]["bgp"] = bgp;
     cluster.lab.apply(&objects::documents(documents))?;
     let mut cluster = cluster;
@@ -38,6 +47,11 @@ fn watched(test: &str, prepare: impl Fn(&Node) -> Result<()>) -> Result<Cluster>
 
 /// Waits until all sessions are up by BGP and BFD, nothing is stale, and kernels say what they shall.
 fn settled(cluster: &Cluster, kernel: &str) -> Result<()> {
+    sessions_are_watched(cluster, kernel)?;
+    connected(cluster)
+}
+
+fn sessions_are_watched(cluster: &Cluster, kernel: &str) -> Result<()> {
     let others = cluster.lab.nodes.len() - 1;
     cluster.lab.wait_on_all("sessions and BFD are up", PATIENCE, |node| {
         let peers = node.bgp_peers()?;
@@ -49,8 +63,7 @@ fn settled(cluster: &Cluster, kernel: &str) -> Result<()> {
         };
         ensure!(peers.len() == others && peers.iter().all(good), "{peers:?}");
         Ok(())
-    })?;
-    connected(cluster)
+    })
 }
 
 /// Waits until what `node` says of a peer is right.
@@ -69,7 +82,8 @@ fn leads_there(cluster: &Cluster) -> Result<bool> {
     let pod = cluster.pod_on(2)?.addresses[0].to_string();
     // Without any route the command fails: that is an answer too.
     let found = first.place.run("ip", &["route", "get", &pod]).unwrap_or_default();
-    Ok(found.contains(&format!("via {} ", last.addresses.v4)))
+    let (v4, v6) = (last.addresses.v4, last.addresses.v6);
+    Ok(found.contains(&format!("via {v4} ")) || found.contains(&format!("via {v6} ")))
 }
 
 /// Waits until it no longer does, and prints how long that took.
@@ -152,6 +166,68 @@ fn a_restart_loses_no_packet_where_echoes_are_filtered() {
             cluster.lab.nodes[2].start_routed()?;
             cluster.lab.nodes[2].wait_ready(PATIENCE)?;
             settled(cluster, "does not answer echoes")
+        })
+    });
+}
+
+/// Nodes that have IPv6 addresses only, and pods too.
+#[test]
+fn all_of_it_holds_over_ipv6() {
+    run("all_of_it_holds_over_ipv6", || {
+        let pools = |options: &ClusterOptions| {
+            let config = options.documents().remove(0);
+            vec![config, objects::podway_document("Pool", "default-v6", json!({"cidr": objects::POOL_V6}))]
+        };
+        let only_v6 = |node: &Node| {
+            let config = node.read_file(names::CONFIG_FILE)?;
+            let addresses = format!("node:\n  addresses: [\"{}\"]\n", node.addresses.v6);
+            node.write_file(names::CONFIG_FILE, &config.replacen("node:\n", &addresses, 1))
+        };
+        let mut cluster = watched_with(ClusterOptions::new("over-ipv6", Backend::Bgp), pools, only_v6)?;
+        let settled = |cluster: &Cluster| {
+            sessions_are_watched(cluster, "answers")?;
+            for node in &cluster.lab.nodes {
+                let peers = node.bgp_peers()?;
+                ensure!(peers.iter().all(|peer| peer.address.is_ipv6()), "{peers:?}");
+            }
+            wait_until_ok("the route is there", PATIENCE, || {
+                ensure!(leads_there(cluster)?, "not yet");
+                Ok(())
+            })
+        };
+        settled(&cluster)?;
+        ensure!(
+            cluster.pods.iter().all(|pod| pod.addresses.iter().all(std::net::IpAddr::is_ipv6)),
+            "IPv6 only"
+        );
+        without_loss(&mut cluster, |cluster| {
+            cluster.lab.nodes[2].kill_routed()?;
+            peer_is(cluster.node_at(0)?, "n3", |peer| peer.stale > 0)?;
+            cluster.lab.nodes[2].start_routed()?;
+            cluster.lab.nodes[2].wait_ready(PATIENCE)?;
+            settled(cluster)
+        })?;
+        let since = Instant::now();
+        cluster.lab.underlay.set_cable("n3", false)?;
+        gone(&cluster, "link cut, IPv6", since)?;
+        peer_is(cluster.node_at(0)?, "n3", |peer| peer.kernel.as_deref() == Some("dead"))?;
+        // From a mesh to reflectors and back, without n3.
+        cluster.lab.underlay.set_cable("n3", true)?;
+        settled(&cluster)?;
+        let reflect = |topology: &str| {
+            let mut config = cluster.options.documents().remove(0);
+            config["spec"]["bgp"] = json!({
+                "topology": topology, "restartTimeSeconds": RESTART_TIME,
+                "bfd": {"intervalMs": 100, "multiplier": 3},
+            });
+            config
+        };
+        let reflector = objects::podway_document("Reflector", "n2", json!({}));
+        cluster.lab.apply(&objects::documents([reflect("reflectors"), reflector]))?;
+        wait_until_ok("n1 and n3 have no session with each other", PATIENCE, || {
+            let peers = cluster.node_at(0)?.bgp_peers()?;
+            ensure!(peers.len() == 1 && peers[0].name == "n2" && leads_there(&cluster)?, "{peers:?}");
+            Ok(())
         })
     });
 }
