@@ -105,9 +105,14 @@ fn topologies_change_under_flows_and_lose_no_packet() {
         has_sessions(&cluster, &[])?;
         connected(&cluster)?;
         let reports = under_flows(&mut cluster, |cluster| {
-            let ctl = |args: &[&str]| cluster.lab.nodes[0].podwayctl_ok(args, "");
             configure(cluster, &json!({"topology": "reflectors", "restartTimeSeconds": RESTART_TIME}))?;
+            // In the midst of it daemons are killed, one of a reflector among them.
+            for index in [0, 2] {
+                cluster.lab.nodes[index].kill_routed()?;
+                cluster.lab.nodes[index].start_routed()?;
+            }
             has_sessions(cluster, &["n1", "n2"])?;
+            let ctl = |args: &[&str]| cluster.lab.nodes[0].podwayctl_ok(args, "");
             // By hand: another one comes, one goes.
             ctl(&["bgp", "reflector", "add", "n4", "--cluster-id", "10.9.9.9"])?;
             has_sessions(cluster, &["n1", "n2", "n4"])?;

@@ -111,8 +111,8 @@ impl View {
 pub struct Link {
     /// What it is to us.
     pub role: Role,
-    /// Who connects. One side does, where views agree, so that sessions do not collide: a collision in the midst of a
-    /// graceful restart would end it.
+    /// Who connects. One side does, where views agree, so that sessions seldom collide. To whom is not looked for: only
+    /// while routes of it are kept over its restart, or our own.
     pub connect: ConnectMode,
     /// Whether its session is wanted, and by us.
     pub standing: Standing,
@@ -128,9 +128,9 @@ impl Link {
         match (view, view.reflects(node), view.reflects(other)) {
             (View::Mesh, ..) | (_, true, true) => link(Role::Mesh, by_address, Standing::Wanted, true),
             (_, false, true) => link(Role::Reflector, ConnectMode::Both, Standing::Wanted, true),
-            (_, true, false) => link(Role::Client, ConnectMode::Passive, Standing::Wanted, false),
+            (_, true, false) => link(Role::Client, by_address, Standing::Wanted, false),
             // Whoever takes us for a reflector gets one.
-            (_, false, false) => link(Role::Client, ConnectMode::Passive, Standing::Leaving, false),
+            (_, false, false) => link(Role::Client, by_address, Standing::Leaving, false),
         }
     }
 }

@@ -326,7 +326,11 @@ fn viewed(i: usize, nodes: usize, view: &View, firm: bool) -> SpeakerConfig {
         if link.listed || (firm && link.standing == Standing::Wanted) {
             config.neighbours.insert(v4(j), other);
         } else if !firm {
-            let circle = config.options.circles.iter().position(|c| c.template.role == link.role);
+            let circle = config
+                .options
+                .circles
+                .iter()
+                .position(|c| (c.template.role, c.template.connect) == (link.role, link.connect));
             let circle = circle.unwrap_or_else(|| {
                 config.options.circles.push(Circle { members: BTreeMap::new(), template: other });
                 config.options.circles.len() - 1
@@ -522,6 +526,60 @@ fn a_cluster_that_grows_beyond_the_threshold_and_shrinks_again_loses_no_route() 
         cluster.run(8 * MINUTE, patience);
         assert!((9..16).all(|i| cluster.views[i] == View::Mesh));
         assert!((9..16).all(|i| cluster.net.nodes[i].up.len() == 6), "{}", cluster.net.report());
+    }
+}
+
+/// Seeds of what is random: `PODWAY_SEEDS` says how many, or as many as the gate has time for; `PODWAY_SEED` names one.
+fn seeds(few: u64) -> std::ops::Range<u64> {
+    let one = std::env::var("PODWAY_SEED").ok().and_then(|text| text.parse().ok());
+    if let Some(seed) = one {
+        return seed..seed + 1;
+    }
+    0..std::env::var("PODWAY_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(few)
+}
+
+#[test]
+fn topologies_change_and_daemons_are_killed_meanwhile_and_no_route_is_missing_of_any_seed() {
+    for seed in seeds(6) {
+        let mut net = Net::new(vec![config(0, 0)], 5000 + seed);
+        let nodes = 4 + net.random() as usize % 6;
+        let view = |net: &mut Net| match net.random() % 3 {
+            0 => View::Mesh,
+            _ => {
+                let first = net.random() as usize % nodes;
+                let several = 1 + net.random() as usize % 3;
+                reflected_by(&(first..first + several).map(|i| i % nodes).collect::<Vec<_>>())
+            }
+        };
+        let views: Vec<View> = (0..4).map(|_| view(&mut net)).collect();
+        let mut net = Net::new((0..nodes).map(|i| viewed(i, nodes, &views[0], false)).collect(), 6000 + seed);
+        let reach = |net: &Net| (0..nodes).all(|i| (0..nodes).all(|j| i == j || net.reaches(i, j)));
+        net.until(&format!("up, seed {seed}, {nodes} nodes, {views:?}"), MINUTE, reach);
+        let always = |net: &Net| {
+            let pairs = (0..nodes).flat_map(|i| (0..nodes).map(move |j| (i, j)));
+            let missing: Vec<(usize, usize)> =
+                pairs.filter(|(i, j)| i != j && !net.reaches(*i, *j)).collect();
+            assert!(missing.is_empty(), "seed {seed}, {views:?}: {missing:?} are missing\n{}", net.report());
+        };
+        for view in &views[1..] {
+            let mut order: Vec<(Duration, usize)> =
+                (0..nodes).map(|i| (net.now + Duration::from_millis(net.random() % 120_000), i)).collect();
+            order.sort_unstable();
+            for (at, i) in order {
+                if net.now < at {
+                    net.run_while(at - net.now, always);
+                }
+                net.configure(i, viewed(i, nodes, view, false));
+                if net.random() % 3 == 0 {
+                    let victim = net.random() as usize % nodes;
+                    let restarted = net.kill(victim);
+                    let away = Duration::from_millis(50 + net.random() % 3000);
+                    net.run_while(away, always);
+                    net.start(victim, Some(restarted));
+                }
+            }
+            net.run_while(3 * MINUTE, always);
+        }
     }
 }
 

@@ -19,6 +19,9 @@ struct Content {
     schema: u32,
     boot_id: BootId,
     peers: BTreeSet<IpAddr>,
+    /// Of these: those that were reflected to.
+    #[serde(default)]
+    clients: BTreeSet<IpAddr>,
 }
 
 /// The file, and what we last wrote to it.
@@ -26,7 +29,7 @@ struct Content {
 pub(super) struct PeersFile {
     path: PathBuf,
     boot_id: BootId,
-    written: Option<BTreeSet<IpAddr>>,
+    written: Option<(BTreeSet<IpAddr>, BTreeSet<IpAddr>)>,
 }
 
 impl PeersFile {
@@ -39,7 +42,8 @@ impl PeersFile {
         let text = std::fs::read(&self.path).ok()?;
         match serde_json::from_slice::<Content>(&text) {
             Ok(content) if accepts_schema(content.schema) && content.boot_id == self.boot_id => {
-                Some(Restarted { peers: content.peers, forwarding_preserved: true })
+                let Content { peers, clients, .. } = content;
+                Some(Restarted { peers, clients, forwarding_preserved: true })
             }
             Ok(_) => None,
             Err(error) => {
@@ -50,15 +54,17 @@ impl PeersFile {
         }
     }
 
-    /// Writes the peers if they are others than before.
-    pub(super) fn write(&mut self, peers: BTreeSet<IpAddr>) {
-        if self.written.as_ref() == Some(&peers) {
+    /// Writes the peers, and those of them that are reflected to, if they are others than before.
+    pub(super) fn write(&mut self, peers: BTreeSet<IpAddr>, clients: BTreeSet<IpAddr>) {
+        let now = (peers, clients);
+        if self.written.as_ref() == Some(&now) {
             return;
         }
-        let content = Content { schema: SCHEMA, boot_id: self.boot_id.clone(), peers };
+        let (peers, clients) = now;
+        let content = Content { schema: SCHEMA, boot_id: self.boot_id.clone(), peers, clients };
         let json = serde_json::to_vec(&content).expect("addresses and a boot id always serialise");
         match files::replace(&self.path, &json, 0o600, false) {
-            Ok(()) => self.written = Some(content.peers),
+            Ok(()) => self.written = Some((content.peers, content.clients)),
             Err(error) => {
                 let path = self.path.display();
                 tracing::warn!(%path, %error, "the list of BGP peers that are up was not written");
@@ -80,9 +86,10 @@ mod tests {
         let mut file = PeersFile::new(path.clone(), boot('a'));
         assert_eq!(file.read(), None);
         let peers = BTreeSet::from(["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()]);
-        file.write(peers.clone());
+        let clients = BTreeSet::from(["fd00::1".parse().unwrap()]);
+        file.write(peers.clone(), clients.clone());
         let restarted = PeersFile::new(path.clone(), boot('a')).read();
-        assert_eq!(restarted, Some(Restarted { peers, forwarding_preserved: true }));
+        assert_eq!(restarted, Some(Restarted { peers, clients, forwarding_preserved: true }));
         assert_eq!(PeersFile::new(path.clone(), boot('b')).read(), None);
         std::fs::write(&path, "{").unwrap();
         assert_eq!(PeersFile::new(path, boot('a')).read(), None);

@@ -265,10 +265,19 @@ impl Shell {
         }
         if before.config != self.desired.config {
             self.step(Event::Configured(Arc::new(self.desired.config.clone())));
+            // Whom we reflect to may have changed.
+            self.remember_peers();
             self.follow_nodes();
         }
         self.follow_bfd();
         self.look_for_reflectors();
+    }
+
+    /// For the next life.
+    fn remember_peers(&mut self) {
+        if let Some(file) = &mut self.peers_file {
+            file.write(self.speaker.relied_on(), self.speaker.reflected_to());
+        }
     }
 
     /// Whether the claims are needed may have changed.
@@ -534,9 +543,7 @@ impl Shell {
             (false, true) => tracing::info!(%peer, node = name, "BGP session has ended: {reason}"),
             (false, false) => tracing::warn!(%peer, node = name, "BGP session is down: {reason}"),
         }
-        if let Some(file) = &mut self.peers_file {
-            file.write(self.speaker.relied_on());
-        }
+        self.remember_peers();
     }
 }
 

@@ -58,8 +58,8 @@ pub(super) fn add(
     topology: &View,
 ) {
     let bgp = &view.config.bgp;
-    // By role and family of the session: what their members have in common.
-    let mut circles: BTreeMap<(Role, Standing, bool), Circle> = BTreeMap::new();
+    // By role, standing, who connects, and family of the session: what their members have in common.
+    let mut circles: BTreeMap<(Role, Standing, bool, bool), Circle> = BTreeMap::new();
     for (name, other) in view.nodes.iter().filter(|(name, _)| *name != node) {
         let Some(record) = &other.record else { continue };
         let Some((ours, theirs)) = session_addresses(facts, record) else { continue };
@@ -74,7 +74,8 @@ pub(super) fn add(
             let neighbour = neighbour(name.to_string(), their_asn, ours, bgp, link);
             config.neighbours.insert(theirs, neighbour);
         } else {
-            let circle = circles.entry((link.role, link.standing, ours.is_ipv4())).or_insert_with(|| {
+            let common = (link.role, link.standing, is_lower, ours.is_ipv4());
+            let circle = circles.entry(common).or_insert_with(|| {
                 let template = neighbour(String::new(), their_asn, ours, bgp, link);
                 Circle { members: BTreeMap::new(), template }
             });

@@ -117,6 +117,8 @@ fn run(bytes: &[u8]) -> Vec<Action> {
     let start: u8 = u.arbitrary().unwrap_or_default();
     let restarted = (start & 1 == 1).then(|| Restarted {
         peers: (1..=4).filter(|n| start >> n & 1 == 1).map(address).collect(),
+        clients: Default::default(),
+        clients: (1..=4).filter(|n| start >> (5 - n) & 1 == 1).map(address).collect(),
         forwarding_preserved: start & 0x20 != 0,
     });
     let (mut actions, now) = (vec![], Duration::from_secs(1));

@@ -74,6 +74,10 @@ pub enum SecondRestart {
 pub struct Restarted {
     /// Peers whose session was up: only these are waited for.
     pub peers: BTreeSet<IpAddr>,
+    /// Of these: those that we reflected to. Where the topology says otherwise by now ([`Standing::Wanted`]), they rely on
+    /// it all the same.
+    #[serde(default)]
+    pub clients: BTreeSet<IpAddr>,
     /// Whether the forwarding state was preserved (the F bit says so).
     pub forwarding_preserved: bool,
 }
@@ -328,8 +332,7 @@ impl SpeakerConfig {
         let in_circle = || {
             let mut circles = self.options.circles.iter();
             let (name, circle) = circles.find_map(|circle| Some((circle.members.get(&address)?, circle)))?;
-            let (name, connect) = (name.clone(), ConnectMode::Passive);
-            Some(Cow::Owned(Neighbour { name, connect, ..circle.template.clone() }))
+            Some(Cow::Owned(Neighbour { name: name.clone(), ..circle.template.clone() }))
         };
         listed.or_else(in_circle).or_else(|| {
             let range = self.range_of(address)?;

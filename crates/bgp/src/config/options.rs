@@ -50,8 +50,9 @@ pub struct Range {
     pub limit: usize,
 }
 
-/// Neighbours that have much in common and are not looked for: passive, and forgotten when their session has ended and
-/// none of their routes is kept. What one costs while it is not there is an entry in a map.
+/// Neighbours that have much in common and are not looked for: they connect, and are forgotten when their session has
+/// ended and none of their routes is kept. While some are kept over a restart, theirs or ours, we connect too where the
+/// template says so: views of who looks for whom may differ. What one costs while it is not there is an entry in a map.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Circle {
     /// Who they are: names by address, for people.

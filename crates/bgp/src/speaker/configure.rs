@@ -98,7 +98,10 @@ impl Speaker {
     }
 
     pub(super) fn add_peer(&mut self, address: IpAddr, neighbour: Neighbour) {
-        let peer = Peer::new(neighbour, self.now);
+        self.start_peer(address, Peer::new(neighbour, self.now));
+    }
+
+    pub(super) fn start_peer(&mut self, address: IpAddr, peer: Peer) {
         let connects = peer.may_connect();
         self.peers.insert(address, peer);
         for at in INCOMING {

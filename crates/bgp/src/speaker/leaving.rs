@@ -138,7 +138,9 @@ impl Peer {
     pub(super) fn role_of(&self, now: &Neighbour) -> Role {
         let before = self.neighbour.role;
         let crosses = before == Role::External || now.role == Role::External;
-        if self.session.is_none() || crosses {
+        // Over a restart it relies on what it was told before.
+        let is_over = self.session.is_none() && self.stale.is_empty() && self.returning_until.is_none();
+        if is_over || crosses {
             return now.role;
         }
         match now.options.standing {

@@ -123,8 +123,13 @@ impl Speaker {
             stopped: false,
             actions: vec![],
         };
+        let before = restarted.clone().unwrap_or_default();
         speaker.begin_deferral(&config, restarted);
-        speaker.step(now, Event::Configured(config), out);
+        speaker.step(now, Event::Configured(Arc::clone(&config)), out);
+        if let Some(restart) = &config.graceful_restart {
+            speaker.look_for_returning(&config, &before, now + restart.restart_time);
+            out.append(&mut speaker.actions);
+        }
         speaker
     }
 
@@ -179,6 +184,7 @@ impl Speaker {
                 }
             }
             self.check_stale_timers(address);
+            self.check_returning(address);
             self.check_refresh_timers(address);
             self.check_held(address);
             self.rearm(address);

@@ -87,6 +87,9 @@ pub(super) struct Peer {
     pub(super) dynamic: bool,
     pub(super) slots: [Slot; 3],
     pub(super) session: Option<Session>,
+    /// Until when it may come back after our own restart, before which its session was up: until then we look for it
+    /// although nobody lists it, and it is what it was.
+    pub(super) returning_until: Option<Duration>,
     /// Since when its session is to end.
     pub(super) leaving_since: Option<Duration>,
     /// We would lose nothing by the end of its session, and say so to it.
@@ -130,6 +133,7 @@ impl Peer {
             dynamic: false,
             slots: [Slot::new(false, now), Slot::new(true, now), Slot::new(true, now)],
             session: None,
+            returning_until: None,
             leaving_since: None,
             letting_go: false,
             adj_in: AdjIn::default(),
@@ -158,6 +162,7 @@ impl Peer {
         timers
             .chain(self.restart_until)
             .chain(self.stale_until)
+            .chain(self.returning_until)
             .chain(self.last_resort.values().copied())
             .chain(held)
             .chain(refreshing.map(|(_, until)| *until))
@@ -187,7 +192,8 @@ impl Peer {
 
     /// Whether we may open a connection to it.
     pub(super) fn may_connect(&self) -> bool {
-        self.neighbour.connect == ConnectMode::Both && self.held.is_none()
+        let looked_for = !self.dynamic || !self.stale.is_empty() || self.returning_until.is_some();
+        self.neighbour.connect == ConnectMode::Both && self.held.is_none() && looked_for
     }
 
     /// Number of the session's group and its connection, if up.
@@ -204,7 +210,8 @@ impl Peer {
     /// Whether nothing is left of a neighbour that came from a range or circle.
     pub(super) fn is_gone(&self) -> bool {
         let idle = self.slots.iter().all(|slot| slot.conn.is_none());
-        self.dynamic && idle && self.session.is_none() && self.adj_in.is_empty() && self.held.is_none()
+        let empty = self.session.is_none() && self.adj_in.is_empty() && self.held.is_none();
+        self.dynamic && idle && empty && self.returning_until.is_none()
     }
 }
 

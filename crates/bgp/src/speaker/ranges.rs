@@ -1,14 +1,18 @@
 //! Neighbours that nobody lists: whoever connects from a range or is in a circle is one, by the template, until it is
 //! gone.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use podway_model::ids::Asn;
 
 use super::Speaker;
-use crate::config::{Neighbour, SpeakerConfig};
+use super::peer::{OUTGOING, Peer};
+use crate::config::{Neighbour, Restarted, Role, SpeakerConfig, Standing};
 use crate::event::Action;
+use crate::session::fsm::{FsmEvent, State};
 
 impl Speaker {
     /// A connection from an address that is not known yet.
@@ -30,9 +34,49 @@ impl Speaker {
     }
 
     fn add_dynamic(&mut self, address: IpAddr, neighbour: Neighbour) {
-        self.add_peer(address, neighbour);
-        if let Some(peer) = self.peers.get_mut(&address) {
-            peer.dynamic = true;
+        let peer = Peer { dynamic: true, ..Peer::new(neighbour, self.now) };
+        self.start_peer(address, peer);
+    }
+
+    /// After our own restart: members of circles whose session was up are looked for until they are waited for no longer,
+    /// and whom we reflected to is reflected to.
+    pub(super) fn look_for_returning(&mut self, config: &SpeakerConfig, before: &Restarted, until: Duration) {
+        for address in before.peers.iter().filter(|address| config.is_in_circle(**address)) {
+            if let (false, Some(neighbour)) =
+                (self.peers.contains_key(address), config.neighbour_at(*address))
+            {
+                let peer = Peer::new(neighbour.into_owned(), self.now);
+                self.start_peer(*address, Peer { dynamic: true, ..peer });
+            }
+        }
+        for address in &before.peers {
+            let Some(peer) = self.peers.get_mut(address) else { continue };
+            if peer.neighbour.options.standing == Standing::Firm || peer.neighbour.role == Role::External {
+                continue;
+            }
+            peer.returning_until = Some(until);
+            if before.clients.contains(address) {
+                peer.neighbour.role = Role::Client;
+            }
+            if peer.should_wake() {
+                self.fire(*address, OUTGOING, FsmEvent::AutomaticStart, None);
+            }
+            self.rearm(*address);
+        }
+    }
+
+    /// A member of a circle that has not come back is looked for no longer.
+    pub(super) fn check_returning(&mut self, address: IpAddr) {
+        let now = self.now;
+        let Some(peer) = self.peers.get_mut(&address) else { return };
+        if peer.returning_until.is_some_and(|until| until <= now) {
+            peer.returning_until = None;
+            self.take_configured_role(address);
+        }
+        let Some(peer) = self.peers.get(&address) else { return };
+        let is_idle = peer.slots[OUTGOING].state == State::Idle && peer.slots[OUTGOING].rests();
+        if peer.dynamic && !peer.may_connect() && peer.slots[OUTGOING].state < State::OpenSent && !is_idle {
+            self.fire(address, OUTGOING, FsmEvent::ManualStop, None);
         }
     }
 
@@ -73,7 +117,7 @@ impl Speaker {
     /// Forgets neighbours from ranges of which nothing is left.
     pub(super) fn forget_gone(&mut self) {
         for address in std::mem::take(&mut self.leaving) {
-            if self.peers.get(&address).is_some_and(super::Peer::is_gone) {
+            if self.peers.get(&address).is_some_and(Peer::is_gone) {
                 self.remove_peer(address);
             }
         }

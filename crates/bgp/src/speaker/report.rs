@@ -118,6 +118,14 @@ impl Speaker {
         self.peers.iter().filter_map(relied).collect()
     }
 
+    /// Of the peers whose routes are in use: those that we reflect to.
+    pub fn reflected_to(&self) -> BTreeSet<IpAddr> {
+        let is_client = |peer: &IpAddr| {
+            self.peers.get(peer).is_some_and(|peer| peer.neighbour.role == crate::config::Role::Client)
+        };
+        self.relied_on().into_iter().filter(is_client).collect()
+    }
+
     /// Whether a restart is still waiting for peers' tables.
     pub fn is_synced(&self) -> bool {
         self.deferral.is_none()

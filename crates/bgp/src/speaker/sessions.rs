@@ -102,11 +102,6 @@ impl Speaker {
         let Some(peer) = self.peers.get_mut(&address) else { return };
         let Some(session) = peer.session.take_if(|session| session.slot == at) else { return };
         (peer.leaving_since, peer.letting_go) = (None, false);
-        // What only the session held back holds now.
-        if let Some(now) = self.config.neighbour_at(address).filter(|_| peer.neighbour.role != Role::External)
-        {
-            peer.neighbour.role = now.role;
-        }
         if let Some(group) = self.groups.get_mut(&session.group) {
             group.leave(address);
         }
@@ -125,12 +120,24 @@ impl Speaker {
             Loss::Notified(why) | Loss::Silence(why) | Loss::Hard(why) => (Families::NONE, why),
         };
         let silent = matches!(loss, Loss::Silence(_));
+        if kept == Families::NONE {
+            self.take_configured_role(address);
+        }
         self.keep_stale(address, kept, &session.negotiated);
         let reason = match self.peers.get(&address).map_or(0, |peer| peer.stale.len()) {
             0 => why.clone(),
             stale => format!("{why}; {stale} routes are kept for its restart"),
         };
         self.actions.push(Action::PeerChanged { peer: address, up: false, silent, reason });
+    }
+
+    /// What only the session held back holds now: it has ended for good.
+    pub(super) fn take_configured_role(&mut self, address: IpAddr) {
+        let Some(peer) = self.peers.get_mut(&address).filter(|peer| peer.session.is_none()) else { return };
+        if let Some(now) = self.config.neighbour_at(address).filter(|_| peer.neighbour.role != Role::External)
+        {
+            peer.neighbour.role = now.role;
+        }
     }
 
     /// Marks the routes of the families in `kept` stale and drops all others.
@@ -187,6 +194,7 @@ impl Speaker {
             peer.stale_until = None;
             peer.long_lived.clear();
             peer.last_resort.clear();
+            self.take_configured_role(address);
         }
     }
 

@@ -206,6 +206,7 @@ impl Net {
     /// What `kill -9` does: the kernel closes the connections, its routes stay.
     pub fn kill(&mut self, i: usize) -> Restarted {
         let peers = std::mem::take(&mut self.nodes[i].up);
+        let clients = self.nodes[i].speaker.as_ref().map(Speaker::reflected_to).unwrap_or_default();
         self.nodes[i].speaker = None;
         for conn in 0..self.conns.len() {
             for side in 0..2 {
@@ -214,7 +215,7 @@ impl Net {
                 }
             }
         }
-        Restarted { peers, forwarding_preserved: true }
+        Restarted { peers, clients, forwarding_preserved: true }
     }
 
     /// The power goes: nobody is told.
@@ -233,10 +234,11 @@ impl Net {
 
     pub fn stop(&mut self, i: usize, routes: AfterStop) -> Restarted {
         let peers = self.nodes[i].up.clone();
+        let clients = self.nodes[i].speaker.as_ref().map(Speaker::reflected_to).unwrap_or_default();
         self.step(i, Event::Stopped { routes });
         self.nodes[i].up.clear();
         self.nodes[i].speaker = None;
-        Restarted { peers, forwarding_preserved: true }
+        Restarted { peers, clients, forwarding_preserved: true }
     }
 
     /// Resets one random open connection.
@@ -497,9 +499,9 @@ impl Net {
 
     pub fn report(&self) -> String {
         let mut text = format!("now {:?}\n", self.now);
-        for (i, node) in self.nodes.iter().enumerate().take(8) {
+        for (i, node) in self.nodes.iter().enumerate().take(10) {
             text += &format!("n{i}: synced {} kernel {} up {:?}\n", node.synced, node.kernel.len(), node.up);
-            for peer in node.speaker.as_ref().map(Speaker::peers).unwrap_or_default().iter().take(8) {
+            for peer in node.speaker.as_ref().map(Speaker::peers).unwrap_or_default().iter().take(10) {
                 text += &format!(
                     "   {} {} received {} stale {} advertised {} error {:?}\n",
                     peer.name, peer.state, peer.received, peer.stale, peer.advertised, peer.last_error
