@@ -272,9 +272,8 @@ impl Slot {
             Op::Down => {
                 let why = self.last_error.clone().unwrap_or_default();
                 // A lost collision is no end of the session: another connection goes on with it.
-                let collision = |n: &Notification| (n.code, n.subcode) == (code::CEASE, cease::COLLISION);
                 let survives = matches!(event, FsmEvent::TcpConnectionFails | FsmEvent::SendHoldExpired)
-                    || notification.is_some_and(collision);
+                    || notification.is_some_and(Notification::is_collision);
                 effects.push(Effect::Down(if survives {
                     Loss::Connection(why)
                 } else if notification.is_some_and(Notification::is_hard) {
@@ -330,8 +329,7 @@ impl Slot {
 
     /// Sends a NOTIFICATION. One that ends a collision says nothing about the peer.
     fn tell(&mut self, notification: &Notification, cx: &mut Cx<'_>) {
-        let told = (notification.code, notification.subcode) != (code::CEASE, cease::COLLISION);
-        if told && self.conn.is_some() {
+        if !notification.is_collision() && self.conn.is_some() {
             self.told = Some(notification.to_string());
         }
         self.send(notification.encode(), cx);

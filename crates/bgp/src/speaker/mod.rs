@@ -207,8 +207,10 @@ impl Speaker {
             out: &mut self.actions,
         };
         let slot = &mut peer.slots[at];
+        // A connection that loses against another one says nothing about the peer (RFC 4271 6.8).
+        let collision = notification.as_ref().is_some_and(Notification::is_collision);
         slot.fire(event, notification, &mut cx, &mut effects);
-        if let Some(error) = &slot.last_error {
+        if let Some(error) = slot.last_error.as_ref().filter(|_| !collision) {
             peer.last_error = Some(error.clone());
         }
         if let Some(told) = slot.told.take() {
