@@ -7,6 +7,7 @@
 //! | `connections.rs` | connections, messages, collisions (RFC 4271 6.8) |
 //! | `sessions.rs` | a session comes up or goes; stale routes of the peer (RFC 4724 4.2) |
 //! | `deferral.rs` | our own restart (RFC 4724 4.1) |
+//! | `monitor.rs` | what a monitoring station is told of |
 //! | `pace.rs` | when changes go to the neighbours |
 //! | `ranges.rs` | neighbours that nobody lists |
 //! | `routes.rs` | UPDATEs into the RIB, import rule and filter, limits |
@@ -15,6 +16,7 @@
 mod configure;
 mod connections;
 mod deferral;
+pub(crate) mod monitor;
 mod pace;
 mod peer;
 mod ranges;
@@ -42,6 +44,7 @@ use crate::session::slot::{Cx, Effect};
 use crate::timers::Timers;
 use crate::types::{Families, Family};
 use deferral::Deferral;
+use monitor::{Monitor, Noted};
 use pace::Pace;
 use peer::{GroupId, Peer};
 
@@ -77,6 +80,10 @@ pub struct Speaker {
     /// Families whose deferral ended in this step.
     settling: Families,
     forwarding_preserved: bool,
+    /// Sessions that have been up.
+    sessions: u64,
+    /// None: no station wants to know.
+    monitor: Option<Monitor>,
     stopped: bool,
     actions: Vec<Action>,
 }
@@ -115,6 +122,8 @@ impl Speaker {
             leaving: BTreeSet::new(),
             settling: Families::NONE,
             forwarding_preserved: restarted.as_ref().is_some_and(|r| r.forwarding_preserved),
+            sessions: 0,
+            monitor: None,
             stopped: false,
             actions: vec![],
         };
@@ -304,6 +313,10 @@ impl Speaker {
         };
         for group in self.groups.values_mut() {
             group.update(pending.iter().map(paths));
+        }
+        if self.is_monitored() {
+            let prefixes: Vec<IpNet> = pending.iter().map(|id| self.rib.at(*id).prefix).collect();
+            prefixes.into_iter().for_each(|prefix| self.note(Noted::Best(prefix)));
         }
         pending.into_iter().for_each(|id| self.rib.told(id));
     }
