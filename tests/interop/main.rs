@@ -7,10 +7,12 @@
 
 mod bird;
 mod exabgp;
+mod examples;
 mod frr;
 mod gobgp;
 mod openbgpd;
 mod ours;
+mod page;
 mod rig;
 
 use std::net::Ipv4Addr;

@@ -28,6 +28,7 @@
 //! | 5492, 6793, 9072 | done (9072: read, never needed on our side) | `codec.rs`, `wire.rs` |
 //! | 6286, 7607, 6608 | done | `wire.rs` |
 //! | 7606 | done, attribute by attribute | `codec.rs`, `wire.rs` |
+//! | 7854, 9069 | [`bmp`], see its own table | `bmp.rs` |
 //! | 7911 | done, receive and send (the best N) | `wire.rs` |
 //! | 7947 | partly: attributes pass as they are; no table per client | `policy.rs` |
 //! | 8212 | [`config::Import::None`] and [`config::Export::None`] | `policy.rs` |
@@ -40,6 +41,7 @@
 //! | 9687 | done | `wire.rs` |
 
 pub mod bfd;
+pub mod bmp;
 pub mod config;
 pub mod event;
 mod export;
@@ -48,7 +50,7 @@ pub mod filter;
 pub mod message;
 mod rib;
 pub mod session;
-mod speaker;
+pub(crate) mod speaker;
 mod timers;
 pub mod topology;
 pub mod types;

@@ -135,6 +135,11 @@ impl Notification {
         (self.code, self.subcode) == (code::CEASE, cease::HARD_RESET)
     }
 
+    /// Whether it only ends a connection that lost against another one.
+    pub fn is_collision(&self) -> bool {
+        (self.code, self.subcode) == (code::CEASE, cease::COLLISION)
+    }
+
     /// What stands in a Hard Reset.
     pub fn within(&self) -> Option<Self> {
         (self.is_hard() && self.data.len() >= 2).then(|| Self::decode(&self.data))

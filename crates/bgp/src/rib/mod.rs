@@ -313,6 +313,11 @@ impl Rib {
         self.numbers.get(prefix).copied()
     }
 
+    /// One more than the largest number.
+    pub(crate) fn len(&self) -> usize {
+        self.destinations.len()
+    }
+
     /// A destination that has its number.
     pub(crate) fn at(&self, id: DestId) -> &Destination {
         &self.destinations[id.at()]

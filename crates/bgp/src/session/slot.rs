@@ -11,6 +11,7 @@ use bytes::{Bytes, BytesMut};
 use super::fsm::{FsmEvent, Op, State, transition};
 use super::negotiated::Negotiated;
 use super::rng::Rng;
+use crate::bmp::Ended;
 use crate::config::Neighbour;
 use crate::event::{Action, ConnId};
 use crate::message::notification::{cease, code};
@@ -95,6 +96,10 @@ pub(crate) struct Slot {
     pub(crate) last_error: Option<String>,
     /// The NOTIFICATION that was sent last, for people; whoever keeps it takes it.
     pub(crate) told: Option<String>,
+    /// The OPENs that were sent and received on this connection, whole.
+    pub(crate) opens: Option<Box<(Bytes, Bytes)>>,
+    /// How the session ended, for a monitoring station; whoever tells it takes it.
+    pub(crate) ended: Option<Box<Ended>>,
 }
 
 impl Slot {
@@ -119,6 +124,8 @@ impl Slot {
             progress: now,
             last_error: None,
             told: None,
+            opens: None,
+            ended: None,
         }
     }
 
@@ -245,7 +252,11 @@ impl Slot {
             Op::StopConnectRetry => self.connect_retry = None,
             Op::Connect => self.connect(cx, effects),
             Op::Drop => self.drop_connection(cx, effects),
-            Op::SendOpen => self.send(cx.our_open.encode(), cx),
+            Op::SendOpen => {
+                let open = cx.our_open.encode();
+                self.opens = Some(Box::new((open.clone(), Bytes::new())));
+                self.send(open, cx);
+            }
             Op::SendKeepalive => {
                 self.send(keepalive(), cx);
                 self.start_keepalive(cx);
@@ -267,14 +278,23 @@ impl Slot {
             Op::Up => {
                 self.failures = 0;
                 self.last_error = None;
+                self.ended = None;
                 effects.push(Effect::Up);
             }
             Op::Down => {
+                self.ended.get_or_insert_with(|| {
+                    Box::new(match (event, notification) {
+                        (FsmEvent::Notification | FsmEvent::NotificationVersion, Some(heard)) => {
+                            Ended::Heard(heard.clone())
+                        }
+                        (FsmEvent::TcpConnectionFails, _) => Ended::Remote,
+                        (event, _) => Ended::Local(u16::from(event as u8)),
+                    })
+                });
                 let why = self.last_error.clone().unwrap_or_default();
                 // A lost collision is no end of the session: another connection goes on with it.
-                let collision = |n: &Notification| (n.code, n.subcode) == (code::CEASE, cease::COLLISION);
                 let survives = matches!(event, FsmEvent::TcpConnectionFails | FsmEvent::SendHoldExpired)
-                    || notification.is_some_and(collision);
+                    || notification.is_some_and(Notification::is_collision);
                 effects.push(Effect::Down(if survives {
                     Loss::Connection(why)
                 } else if notification.is_some_and(Notification::is_hard) {
@@ -321,6 +341,7 @@ impl Slot {
             cx.out.push(Action::Close { conn });
         }
         self.buffer = BytesMut::new();
+        self.opens = None;
         self.negotiated = None;
         self.hold = None;
         self.keepalive = None;
@@ -330,9 +351,11 @@ impl Slot {
 
     /// Sends a NOTIFICATION. One that ends a collision says nothing about the peer.
     fn tell(&mut self, notification: &Notification, cx: &mut Cx<'_>) {
-        let told = (notification.code, notification.subcode) != (code::CEASE, cease::COLLISION);
-        if told && self.conn.is_some() {
+        if !notification.is_collision() && self.conn.is_some() {
             self.told = Some(notification.to_string());
+        }
+        if self.conn.is_some() {
+            self.ended = Some(Box::new(Ended::Said(notification.clone())));
         }
         self.send(notification.encode(), cx);
     }

@@ -168,6 +168,7 @@ impl Speaker {
             self.fire(address, at, FsmEvent::Open, None);
             return;
         }
+        let whole = crate::message::whole(MessageType::Open, &body);
         let opened = Open::decode(body);
         if let Ok(open) = &opened {
             self.take_as_from_range(address, open.asn);
@@ -199,6 +200,9 @@ impl Speaker {
         }
         if let Some(peer) = self.peers.get_mut(&address) {
             peer.slots[at].negotiated = Some(negotiated);
+            if let Some(opens) = &mut peer.slots[at].opens {
+                opens.1 = whole;
+            }
             self.fire(address, at, FsmEvent::Open, None);
         }
     }

@@ -8,6 +8,7 @@
 //! | `sessions.rs` | a session comes up or goes; stale routes of the peer (RFC 4724 4.2) |
 //! | `deferral.rs` | our own restart (RFC 4724 4.1) |
 //! | `leaving.rs` | sessions that the topology needs no more |
+//! | `monitor.rs` | what a monitoring station is told of |
 //! | `pace.rs` | when changes go to the neighbours |
 //! | `ranges.rs` | neighbours that nobody lists |
 //! | `routes.rs` | UPDATEs into the RIB, import rule and filter, limits |
@@ -17,6 +18,7 @@ mod configure;
 mod connections;
 mod deferral;
 mod leaving;
+pub(crate) mod monitor;
 mod pace;
 mod peer;
 mod ranges;
@@ -44,6 +46,7 @@ use crate::session::slot::{Cx, Effect};
 use crate::timers::Timers;
 use crate::types::{Families, Family};
 use deferral::Deferral;
+use monitor::{Monitor, Noted};
 use pace::Pace;
 use peer::{GroupId, Peer};
 
@@ -81,6 +84,10 @@ pub struct Speaker {
     /// Families whose deferral ended in this step.
     settling: Families,
     forwarding_preserved: bool,
+    /// Sessions that have been up.
+    sessions: u64,
+    /// None: no station wants to know.
+    monitor: Option<Monitor>,
     stopped: bool,
     actions: Vec<Action>,
 }
@@ -120,6 +127,8 @@ impl Speaker {
             look_at: None,
             settling: Families::NONE,
             forwarding_preserved: restarted.as_ref().is_some_and(|r| r.forwarding_preserved),
+            sessions: 0,
+            monitor: None,
             stopped: false,
             actions: vec![],
         };
@@ -219,8 +228,10 @@ impl Speaker {
             out: &mut self.actions,
         };
         let slot = &mut peer.slots[at];
+        // A connection that loses against another one says nothing about the peer (RFC 4271 6.8).
+        let collision = notification.as_ref().is_some_and(Notification::is_collision);
         slot.fire(event, notification, &mut cx, &mut effects);
-        if let Some(error) = &slot.last_error {
+        if let Some(error) = slot.last_error.as_ref().filter(|_| !collision) {
             peer.last_error = Some(error.clone());
         }
         if let Some(told) = slot.told.take() {
@@ -314,6 +325,10 @@ impl Speaker {
         };
         for group in self.groups.values_mut() {
             group.update(pending.iter().map(paths));
+        }
+        if self.is_monitored() {
+            let prefixes: Vec<IpNet> = pending.iter().map(|id| self.rib.at(*id).prefix).collect();
+            prefixes.into_iter().for_each(|prefix| self.note(Noted::Best(prefix)));
         }
         pending.into_iter().for_each(|id| self.rib.told(id));
     }

@@ -5,6 +5,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+
+use super::monitor::Refused;
 use crate::config::{ConnectMode, Neighbour, SpeakerConfig};
 use crate::event::ConnId;
 use crate::export::policy::GroupKey;
@@ -33,6 +36,11 @@ pub(super) struct Session {
     pub(super) learned: Arc<Learned>,
     pub(super) negotiated: Negotiated,
     pub(super) group: GroupId,
+    /// No two sessions of a speaker have the same.
+    pub(super) number: u64,
+    pub(super) since: Duration,
+    /// The OPENs that were sent and received, for monitoring stations.
+    pub(super) opens: Option<Box<(Bytes, Bytes)>>,
     /// Paths that the peer has not told again since its BoRR (RFC 7313 section 4), per family, and until when it may.
     pub(super) refreshing: BTreeMap<Family, (BTreeSet<Nlri>, Duration)>,
     /// What its last path has in common with others.
@@ -42,11 +50,23 @@ pub(super) struct Session {
 impl Session {
     pub(super) fn new(
         (slot, conn): (usize, ConnId),
+        (number, since, opens): (u64, Duration, Option<Box<(Bytes, Bytes)>>),
         learned: Arc<Learned>,
         negotiated: Negotiated,
         group: GroupId,
     ) -> Self {
-        Self { slot, conn, learned, negotiated, group, refreshing: BTreeMap::new(), last: None }
+        Self {
+            slot,
+            conn,
+            learned,
+            negotiated,
+            group,
+            number,
+            since,
+            opens,
+            refreshing: BTreeMap::new(),
+            last: None,
+        }
     }
 
     /// What a path has in common with those that came before it, if that is all.
@@ -118,6 +138,8 @@ pub(super) struct Peer {
     pub(super) told: Option<(String, Duration)>,
     /// How much of what it sent was not used as it came (RFC 7606), over all its sessions.
     pub(super) ignored: u64,
+    /// Of that: for which reason.
+    pub(super) refused: Refused,
     /// The last remark about what it sent.
     pub(super) remark: Option<String>,
     /// What stands in the speaker's timers for it.
@@ -146,6 +168,7 @@ impl Peer {
             updates: 0,
             told: None,
             ignored: 0,
+            refused: Refused::default(),
             remark: None,
             was_up: false,
             last_error: held.as_ref().map(|held| held.why.clone()),
@@ -258,6 +281,11 @@ impl AdjIn {
 
     pub(super) fn destinations(&self) -> impl Iterator<Item = DestId> {
         self.destinations.iter().copied()
+    }
+
+    /// Those from a number on.
+    pub(super) fn destinations_from(&self, from: DestId) -> impl Iterator<Item = DestId> {
+        self.destinations.range(from..).copied()
     }
 
     /// The paths of `peer`, whose adj-RIB-in this is, each with what stands in the RIB.

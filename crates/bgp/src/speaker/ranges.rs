@@ -1,7 +1,6 @@
 //! Neighbours that nobody lists: whoever connects from a range or is in a circle is one, by the template, until it is
 //! gone.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;

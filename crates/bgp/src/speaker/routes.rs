@@ -7,13 +7,14 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::Speaker;
+use super::monitor::Noted;
 use super::peer::{Held, Peer};
 use crate::config::{Claims, Import, Neighbour, Relation, Role, SpeakerConfig};
 use crate::event::Action;
 use crate::filter::{Subject, Verdict};
 use crate::message::attribute::{GRACEFUL_SHUTDOWN, LLGR_STALE, PathAttributes, kind};
 use crate::message::refresh::{self, Subtype};
-use crate::message::update::Update;
+use crate::message::update::{Treatment, Update};
 use crate::message::{Nlri, Notification};
 use crate::rib::{Attributes, Interner, Path};
 use crate::session::fsm::FsmEvent;
@@ -36,6 +37,11 @@ impl Speaker {
         if let Some(peer) = self.peers.get_mut(&address) {
             peer.updates += 1;
         }
+        if let Some(peer) = self.peers.get_mut(&address)
+            && update.faults.iter().any(|fault| fault.treatment == Treatment::Withdraw)
+        {
+            peer.refused.withdrawn = peer.refused.withdrawn.wrapping_add(1);
+        }
         for fault in &update.faults {
             let what = format!("attribute {}: {} ({:?})", fault.kind, fault.what, fault.treatment);
             self.ignore(address, what);
@@ -44,13 +50,15 @@ impl Speaker {
         for (attributes, prefixes) in update.announced {
             match self.loop_in(address, &attributes) {
                 // The prefix has no longer the route that it had: it is withdrawn, never left as it was.
-                Some(Loop::OurAs) => {
-                    let what = format!("{} prefixes: our AS number is in the AS path", prefixes.len());
-                    self.ignore(address, what);
+                Some(looped) => {
+                    self.count_loop(address, looped);
+                    // What several reflectors tell each other is nothing that anybody should look into.
+                    if looped == Looped::As {
+                        let what = format!("{} prefixes: our AS number is in the AS path", prefixes.len());
+                        self.ignore(address, what);
+                    }
                     self.remove_routes(address, prefixes);
                 }
-                // What several reflectors tell each other, and nothing that anybody should look into.
-                Some(Loop::Reflected) => self.remove_routes(address, prefixes),
                 None => self.announce(address, attributes, prefixes),
             }
         }
@@ -62,22 +70,36 @@ impl Speaker {
     }
 
     /// Why a route has come back to where it was.
-    fn loop_in(&self, address: IpAddr, attributes: &PathAttributes) -> Option<Loop> {
+    fn loop_in(&self, address: IpAddr, attributes: &PathAttributes) -> Option<Looped> {
         let options = self.peers.get(&address).map(|peer| &peer.neighbour.options);
         let allowed = options.map_or(0, |options| options.allow_own_as);
         let local = options.and_then(|options| options.local_as).map(|local| local.asn.number());
         let mut ours = std::iter::once(self.config.asn.number()).chain(local);
         if ours.any(|asn| attributes.as_path.count(asn) > allowed) {
-            return Some(Loop::OurAs); // RFC 4271 9.1.2
+            return Some(Looped::As); // RFC 4271 9.1.2
         }
-        // RFC 4456 section 8.
-        let ours = attributes.originator_id == Some(self.config.router_id)
-            || attributes.cluster_list.contains(&self.config.effective_cluster_id());
-        ours.then_some(Loop::Reflected)
+        if attributes.originator_id == Some(self.config.router_id) {
+            return Some(Looped::Originator); // RFC 4456 section 8
+        }
+        if attributes.cluster_list.contains(&self.config.effective_cluster_id()) {
+            return Some(Looped::Cluster); // RFC 4456 section 8
+        }
+        None
+    }
+
+    fn count_loop(&mut self, address: IpAddr, looped: Looped) {
+        let Some(peer) = self.peers.get_mut(&address) else { return };
+        let counter = match looped {
+            Looped::As => &mut peer.refused.as_loop,
+            Looped::Originator => &mut peer.refused.originator_loop,
+            Looped::Cluster => &mut peer.refused.cluster_loop,
+        };
+        *counter = counter.wrapping_add(1);
     }
 
     fn announce(&mut self, address: IpAddr, attributes: PathAttributes, prefixes: Vec<Nlri>) {
         let received = self.interner.intern(attributes);
+        let monitored = if self.is_monitored() { prefixes.clone() } else { vec![] };
         let Some(peer) = self.peers.get_mut(&address) else { return };
         let Some(session) = &mut peer.session else { return };
         let mut importer =
@@ -108,6 +130,7 @@ impl Speaker {
             peer.stale_until = None;
             peer.last_resort.clear();
         }
+        monitored.into_iter().for_each(|nlri| self.note(Noted::Path(address, nlri)));
         match exceeded {
             Some((family, max)) => self.on_too_many(address, family, max),
             None => self.warn_of_many(address),
@@ -165,6 +188,7 @@ impl Speaker {
             }
             (usable, attributes)
         });
+        self.note_paths(prefix);
     }
 
     /// Judges all routes of a neighbour again.
@@ -258,12 +282,12 @@ impl Speaker {
     }
 }
 
-/// How a route has come back.
-enum Loop {
-    /// Round our AS.
-    OurAs,
-    /// Round a reflector, or to where it began.
-    Reflected,
+/// How a route has come back to where it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Looped {
+    As,
+    Originator,
+    Cluster,
 }
 
 fn is_last_resort(peer: &Peer, nlri: &Nlri) -> bool {

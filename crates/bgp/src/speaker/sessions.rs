@@ -5,8 +5,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::monitor::Noted;
 use super::peer::{GroupId, OUTGOING, Peer, Session};
 use super::{Speaker, outs};
+use crate::bmp::Ended;
 use crate::config::{Role, SecondRestart};
 use crate::event::Action;
 use crate::export::group::Group;
@@ -49,11 +51,14 @@ impl Speaker {
         }
         let group = self.join(address, key, &negotiated);
         let Some(peer) = self.peers.get_mut(&address) else { return };
-        peer.session = Some(Session::new((at, conn), learned, negotiated, group));
+        self.sessions += 1;
+        let opened = (self.sessions, self.now, peer.slots[at].opens.take());
+        peer.session = Some(Session::new((at, conn), opened, learned, negotiated, group));
         peer.was_up = true;
         peer.warned = Families::NONE;
         peer.last_error = None;
         peer.restart_until = None;
+        self.note(Noted::Up(address));
         self.deferral_session_up(address);
         self.expect_leaving();
         self.pull(address);
@@ -102,6 +107,8 @@ impl Speaker {
         let Some(peer) = self.peers.get_mut(&address) else { return };
         let Some(session) = peer.session.take_if(|session| session.slot == at) else { return };
         (peer.leaving_since, peer.letting_go) = (None, false);
+        let ended = peer.slots[at].ended.take().map_or(Ended::Remote, |ended| *ended);
+        self.note(Noted::Down(address, session.number, ended, self.now));
         if let Some(group) = self.groups.get_mut(&session.group) {
             group.leave(address);
         }
@@ -182,6 +189,7 @@ impl Speaker {
 
     /// Takes paths out of the adj-RIB-in and the RIB; with the last stale one their timers stop.
     pub(super) fn remove_routes(&mut self, address: IpAddr, paths: Vec<Nlri>) {
+        let monitored = if self.is_monitored() { paths.clone() } else { vec![] };
         let Some(peer) = self.peers.get_mut(&address) else { return };
         for nlri in paths {
             peer.stale.remove(&nlri);
@@ -189,6 +197,8 @@ impl Speaker {
                 peer.adj_in.remove(&nlri, &withdrawn);
             }
         }
+        monitored.into_iter().for_each(|nlri| self.note(Noted::Path(address, nlri)));
+        let Some(peer) = self.peers.get_mut(&address) else { return };
         if peer.stale.is_empty() {
             peer.restart_until = None;
             peer.stale_until = None;
