@@ -10,8 +10,8 @@ use arbitrary::{Result, Unstructured};
 use bytes::{BufMut as _, Bytes, BytesMut};
 use ipnet::IpNet;
 use podway_bgp::config::{
-    Claims, ConnectMode, Export, GracefulRestart, Import, Neighbour, NeighbourOptions, Restarted, Role,
-    SecondRestart, SpeakerConfig, SpeakerOptions,
+    Circle, Claims, ConnectMode, Export, GracefulRestart, Import, Neighbour, NeighbourOptions, Restarted,
+    Role, SecondRestart, SpeakerConfig, SpeakerOptions, Standing,
 };
 use podway_bgp::message::attribute::{Origin, PathAttributes};
 use podway_bgp::message::capability::{self, Capabilities};
@@ -69,6 +69,19 @@ fn config(bits: u16) -> SpeakerConfig {
         second_restart: if bit(0) { SecondRestart::Keep } else { SecondRestart::Delete },
         notifications: bit(10),
     };
+    // Whoever is not listed may be known all the same, and leave or not.
+    let circle = |standing| {
+        let mut template = neighbour(2);
+        (template.role, template.options.standing) = (Role::Client, standing);
+        let missing = (1..=4u8).filter(|n| bit(1 + u16::from(*n)));
+        Circle { members: missing.map(|n| (address(n), format!("n{n}"))).collect(), template }
+    };
+    let standing = if bit(11) { Standing::Leaving } else { Standing::Wanted };
+    let mut neighbours: BTreeMap<IpAddr, Neighbour> =
+        (1..=4u8).filter(|n| !bit(1 + u16::from(*n))).map(|n| (address(n), neighbour(n))).collect();
+    if bit(12) {
+        neighbours.values_mut().for_each(|neighbour| neighbour.options.standing = standing);
+    }
     let own = [(prefix(0), address(0)), (prefix(9), IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, 1]))];
     SpeakerConfig {
         asn: Asn::try_from(ASN).expect("the constant is an AS number"),
@@ -76,13 +89,13 @@ fn config(bits: u16) -> SpeakerConfig {
         cluster_id: bit(8).then_some(Ipv4Addr::new(9, 9, 9, 9)),
         hold_time: Duration::from_secs(if bit(7) { 0 } else { 9 }),
         graceful_restart: (!bit(1)).then_some(restart),
-        neighbours: (1..=4u8)
-            .filter(|n| !bit(1 + u16::from(*n)))
-            .map(|n| (address(n), neighbour(n)))
-            .collect(),
+        neighbours,
         originated: own.into_iter().filter(|_| !bit(6)).collect(),
         own_addresses: BTreeSet::from([address(0)]),
-        options: SpeakerOptions::default(),
+        options: SpeakerOptions {
+            circles: if bit(13) { vec![circle(standing)] } else { vec![] },
+            ..SpeakerOptions::default()
+        },
     }
 }
 
@@ -117,7 +130,6 @@ fn run(bytes: &[u8]) -> Vec<Action> {
     let start: u8 = u.arbitrary().unwrap_or_default();
     let restarted = (start & 1 == 1).then(|| Restarted {
         peers: (1..=4).filter(|n| start >> n & 1 == 1).map(address).collect(),
-        clients: Default::default(),
         clients: (1..=4).filter(|n| start >> (5 - n) & 1 == 1).map(address).collect(),
         forwarding_preserved: start & 0x20 != 0,
     });

@@ -50,11 +50,12 @@ impl Speaker {
         }
         for address in &before.peers {
             let Some(peer) = self.peers.get_mut(address) else { continue };
-            if peer.neighbour.options.standing == Standing::Firm || peer.neighbour.role == Role::External {
-                continue;
-            }
             peer.returning_until = Some(until);
-            if before.clients.contains(address) {
+            let internal = peer.neighbour.role != Role::External;
+            if internal
+                && peer.neighbour.options.standing != Standing::Firm
+                && before.clients.contains(address)
+            {
                 peer.neighbour.role = Role::Client;
             }
             if peer.should_wake() {

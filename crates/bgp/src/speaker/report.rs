@@ -109,11 +109,13 @@ impl Speaker {
         all
     }
 
-    /// Peers whose routes are in use: with a session, or with routes kept over their restart. After a restart of our
-    /// own, these are the ones to wait for ([`crate::config::Restarted`]).
+    /// Peers whose routes are in use: with a session, with routes kept over their restart, or with routes of ours kept over
+    /// our own, from which they are not back yet. After a restart, these are the ones to wait for
+    /// ([`crate::config::Restarted`]).
     pub fn relied_on(&self) -> BTreeSet<IpAddr> {
         let relied = |(address, peer): (&IpAddr, &Peer)| {
-            (peer.session.is_some() || !peer.stale.is_empty()).then_some(*address)
+            let kept = !peer.stale.is_empty() || peer.returning_until.is_some();
+            (peer.session.is_some() || kept).then_some(*address)
         };
         self.peers.iter().filter_map(relied).collect()
     }

@@ -55,6 +55,7 @@ impl Speaker {
         let opened = (self.sessions, self.now, peer.slots[at].opens.take());
         peer.session = Some(Session::new((at, conn), opened, learned, negotiated, group));
         peer.was_up = true;
+        peer.returning_until = None;
         peer.warned = Families::NONE;
         peer.last_error = None;
         peer.restart_until = None;
@@ -204,7 +205,6 @@ impl Speaker {
             peer.stale_until = None;
             peer.long_lived.clear();
             peer.last_resort.clear();
-            self.take_configured_role(address);
         }
     }
 
@@ -226,6 +226,7 @@ impl Speaker {
             self.begin_last_resort(address);
         } else if restart_over || all_over {
             self.sweep(address, Families::BOTH);
+            self.take_configured_role(address);
         }
     }
 
@@ -266,6 +267,7 @@ impl Speaker {
         }
         if purge {
             self.bury(address);
+            self.take_configured_role(address);
         }
         self.rearm(address);
     }

@@ -205,7 +205,8 @@ impl Net {
 
     /// What `kill -9` does: the kernel closes the connections, its routes stay.
     pub fn kill(&mut self, i: usize) -> Restarted {
-        let peers = std::mem::take(&mut self.nodes[i].up);
+        self.nodes[i].up.clear();
+        let peers = self.nodes[i].speaker.as_ref().map(Speaker::relied_on).unwrap_or_default();
         let clients = self.nodes[i].speaker.as_ref().map(Speaker::reflected_to).unwrap_or_default();
         self.nodes[i].speaker = None;
         for conn in 0..self.conns.len() {
@@ -233,7 +234,7 @@ impl Net {
     }
 
     pub fn stop(&mut self, i: usize, routes: AfterStop) -> Restarted {
-        let peers = self.nodes[i].up.clone();
+        let peers = self.nodes[i].speaker.as_ref().map(Speaker::relied_on).unwrap_or_default();
         let clients = self.nodes[i].speaker.as_ref().map(Speaker::reflected_to).unwrap_or_default();
         self.step(i, Event::Stopped { routes });
         self.nodes[i].up.clear();
@@ -503,8 +504,14 @@ impl Net {
             text += &format!("n{i}: synced {} kernel {} up {:?}\n", node.synced, node.kernel.len(), node.up);
             for peer in node.speaker.as_ref().map(Speaker::peers).unwrap_or_default().iter().take(10) {
                 text += &format!(
-                    "   {} {} received {} stale {} advertised {} error {:?}\n",
-                    peer.name, peer.state, peer.received, peer.stale, peer.advertised, peer.last_error
+                    "   {} {} {} received {} stale {} advertised {} error {:?}\n",
+                    peer.name,
+                    peer.role.as_str(),
+                    peer.state,
+                    peer.received,
+                    peer.stale,
+                    peer.advertised,
+                    peer.last_error
                 );
             }
             for line in node.log.iter().rev().take(12).rev() {
