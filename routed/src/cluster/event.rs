@@ -109,8 +109,10 @@ pub(crate) struct Write {
 pub(crate) enum Operation {
     /// Put.
     Put(Vec<u8>, Expect),
-    /// Put, if nothing has changed of another key either.
-    PutGuarded(Vec<u8>, Expect, Guard),
+    /// Put, if nothing has changed of other keys either.
+    PutGuarded(Vec<u8>, Expect, Vec<Guard>),
+    /// Put, and gone after so many seconds unless it is put again.
+    PutFor(Vec<u8>, Expect, u32),
     /// Put, bound to the process's lease.
     PutLeased(Vec<u8>, Expect),
     /// Delete what was last changed at this revision.

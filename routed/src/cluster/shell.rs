@@ -309,9 +309,10 @@ fn carry_out(store: Arc<dyn Store>, write: Write) -> Pin<Box<dyn Future<Output =
         let Write { id, key, operation } = write;
         let result = match operation {
             Operation::Put(value, expect) => store.put_if(&key, &value, expect).await,
-            Operation::PutGuarded(value, expect, guard) => {
-                store.put_guarded(&key, &value, expect, &guard).await
+            Operation::PutGuarded(value, expect, guards) => {
+                store.put_guarded(&key, &value, expect, &guards).await
             }
+            Operation::PutFor(value, expect, seconds) => store.put_for(&key, &value, expect, seconds).await,
             Operation::PutLeased(value, expect) => store.put_leased(&key, &value, expect).await,
             Operation::Delete(revision) => store.delete_if(&key, revision).await,
         };

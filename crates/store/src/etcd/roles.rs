@@ -141,7 +141,7 @@ async fn a_node_lives(store: &Arc<dyn Store>, node: &str, block: &str) {
     store.put(&format!("usage/{node}"), b"{}").await.unwrap();
     let guard = Guard { key: format!("released/{block}"), expect: Expect::Absent };
     let key = format!("claims/{node}/{block}");
-    assert!(done(store.put_guarded(&key, &claim(), Expect::Absent, &guard).await.unwrap()));
+    assert!(done(store.put_guarded(&key, &claim(), Expect::Absent, &[guard]).await.unwrap()));
     let prefixes = ["config", "pools/", "nodes/", "live/", "claims/", "released/", "peers/", "reflectors/"];
     let mut seen = Consumer::default();
     seen.until(&mut store.watch(&prefixes), "the snapshot", |c| c.entries.contains_key(&key)).await;
