@@ -151,7 +151,7 @@ impl Core {
         });
         let (tunnel_v4, tunnel_v6) = (self.tunnel(&in_order, false), self.tunnel(&in_order, true));
         OwnView {
-            synced: self.is_synced(),
+            synced: self.is_synced() && self.is_flannel_synced(),
             store: self.store_in_words(),
             own_blocks: own_blocks.collect(),
             tunnel_v4: tunnel_v4.and_then(|address| match address {
@@ -243,6 +243,7 @@ impl Core {
                 view.blocks.insert(*block);
             }
         }
+        self.add_flannels_nodes(&mut nodes);
         nodes
     }
 

@@ -62,12 +62,12 @@ impl LeaseAttrs {
             Some("vxlan") => {
                 let v4 = fields.vtep("BackendData");
                 let v6 = fields.vtep("BackendV6Data");
-                let vnis = [v4, v6].into_iter().flatten().flatten().map(|(vni, _)| vni);
-                let vni = vnis.clone().next();
+                let vnis: Vec<Vni> = [v4, v6].into_iter().flatten().flatten().map(|(vni, _)| vni).collect();
+                let vni = vnis.first().copied();
                 if vni.is_none() && v4.is_some() && v6.is_some() {
                     fields.wrong("BackendData", "nothing", "VNI and VtepMAC");
                 }
-                if vnis.clone().any(|other| Some(other) != vni) {
+                if vnis.into_iter().any(|other| Some(other) != vni) {
                     fields.wrong("BackendV6Data.VNI", "another one", "that of BackendData");
                 }
                 let mac = |vtep: Option<Option<(Vni, MacAddr)>>| vtep.flatten().map(|(_, mac)| mac);
