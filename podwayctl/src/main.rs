@@ -19,6 +19,7 @@ mod args;
 mod bgp;
 mod cluster;
 mod delete;
+mod flannel;
 mod get;
 mod install;
 mod ipam;
