@@ -366,9 +366,9 @@ impl Core {
         }
         if !self.flannel.wins(&subnet, stored.create) {
             let text = format!("{key} overlaps an earlier lease of flannel's: another subnet is taken");
-            out.push(Action::Report(Severity::Warn, text));
             if self.writes.propose(key, Operation::Delete(stored.modified), out) {
                 self.flannel.attempt += 1;
+                out.push(Action::Report(Severity::Warn, text));
             }
             return;
         }

@@ -252,6 +252,65 @@ fn a_lease_that_goes_unseen_keeps_a_claim_from_being_made() {
 }
 
 #[test]
+fn a_subnet_that_somebody_takes_at_the_same_moment_is_left_to_him() {
+    let mut rig = rig(NETWORK);
+    rig.writing = Writing::Held;
+    rig.start();
+    let place = |rig: &Rig| rig.held.iter().position(|write| write.key.starts_with('/'));
+    while place(&rig).is_none() {
+        let write = rig.held.remove(0);
+        rig.answer(&write);
+        rig.settle();
+    }
+    let wanted = rig.held.remove(place(&rig).unwrap());
+    let subnet = wanted.key.strip_prefix(&Prefix::default().subnets()).unwrap().to_owned();
+    take(&mut rig, &subnet, &flannels(7));
+    rig.writing = Writing::Works;
+    rig.answer(&wanted);
+    rig.settle();
+    rig.pass(seconds(5));
+    assert_ne!(mine(&rig).0.to_string(), subnet);
+    assert_eq!(rig.own().len(), 1);
+    assert!(!rig.own()[0].0.contains(&net("10.5.0.0/16")) && mine(&rig).0.overlaps(rig.own()[0].0));
+}
+
+#[test]
+fn of_overlapping_leases_the_later_one_gives_way() {
+    // Flannel takes subnets of other lengths after its configuration has changed.
+    let mut rig = rig(NETWORK).started();
+    let (first, _) = mine(&rig);
+    let block = rig.block();
+    let wide = IpNet::new(first.v4.addr().into(), 23).unwrap().trunc();
+    let wide = format!("{}-23", wide.addr());
+    take(&mut rig, &wide, &flannels(7));
+    rig.settle();
+    assert_eq!((mine(&rig).0, rig.own()), (first, vec![(block, Active)]), "the first one stays");
+    assert!(rig.has_problem("overlaps an earlier lease of Podway's"));
+    assert_eq!(peer(&rig, "flannel-192.0.0.7"), None);
+    // The same the other way round.
+    let mut rig = self::rig(NETWORK);
+    rig.writing = Writing::Held;
+    rig.start();
+    while !rig.held.iter().any(|write| write.key.starts_with('/')) {
+        let write = rig.held.remove(0);
+        rig.answer(&write);
+        rig.settle();
+    }
+    take(&mut rig, &wide, &flannels(7));
+    take(&mut rig, &first.to_string(), &flannels(1));
+    rig.settle();
+    rig.writing = Writing::Works;
+    for write in std::mem::take(&mut rig.held) {
+        rig.answer(&write);
+    }
+    rig.settle();
+    rig.pass(seconds(5));
+    let (second, _) = mine(&rig);
+    assert!(second != first && rig.has_warned("overlaps an earlier lease of flannel's"), "{second}");
+    assert!(rig.own().iter().all(|(block, state)| second.overlaps(*block) && *state == Active));
+}
+
+#[test]
 fn nodes_of_ours_and_flannels_never_show_one_block() {
     let mut rig = rig(NETWORK);
     rig.put_node(5);
