@@ -1,7 +1,7 @@
 //! Nodes of flannel's and of ours in one cluster, on flannel's own layout of etcd: real flannel, real pods, and a node
 //! that moves from one to the other.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
@@ -44,7 +44,7 @@ fn flannel(test: &str) -> Option<PathBuf> {
 /// A pod of flannel's, wired by hand as its CNI plugin does with `bridge`.
 struct FlannelPod {
     sandbox: Sandbox,
-    address: IpAddr,
+    addresses: Vec<IpAddr>,
     _echo: Echo,
 }
 
@@ -53,6 +53,7 @@ struct FlannelNode {
     index: usize,
     daemon: Process,
     subnet: Ipv4Net,
+    v6: Option<IpNet>,
     pod: FlannelPod,
 }
 
@@ -61,6 +62,7 @@ impl FlannelNode {
         let node = cluster.node_at(index)?;
         mounts::make_private(&node.place, &["/run/flannel"])?;
         node.place.sysctl("net.ipv4.ip_forward", "1")?;
+        node.place.sysctl("net.ipv6.conf.all.forwarding", "1")?;
         let mut command = Command::new(program);
         command.args(["-etcd-endpoints", &Lab::etcd_url(), "-iface", "eth0"]);
         let log = cluster.lab.logs().join(node.name()).join("flannel.log");
@@ -71,11 +73,13 @@ impl FlannelNode {
             text = node.read_file(SUBNET_FILE)?;
             Ok(())
         })?;
-        let value =
-            |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).context(name.to_owned());
-        let subnet: Ipv4Net = value("FLANNEL_SUBNET=")?.parse()?;
-        let pod = FlannelPod::wire(node, &cluster.lab.echo, subnet, value("FLANNEL_MTU=")?)?;
-        Ok(Self { index, daemon, subnet: subnet.trunc(), pod })
+        let value = |name: &str| text.lines().find_map(|line| line.strip_prefix(name));
+        let subnet: Ipv4Net = value("FLANNEL_SUBNET=").context("FLANNEL_SUBNET")?.parse()?;
+        let v6: Option<IpNet> = value("FLANNEL_IPV6_SUBNET=").map(str::parse).transpose()?;
+        let gateways: Vec<IpNet> = [IpNet::V4(subnet)].into_iter().chain(v6).collect();
+        let mtu = value("FLANNEL_MTU=").context("FLANNEL_MTU")?;
+        let pod = FlannelPod::wire(node, &cluster.lab.echo, &gateways, mtu)?;
+        Ok(Self { index, daemon, subnet: subnet.trunc(), v6: v6.map(|v6| v6.trunc()), pod })
     }
 
     fn name(&self) -> String {
@@ -83,36 +87,41 @@ impl FlannelNode {
     }
 
     fn key(&self) -> String {
-        format!("{SUBNETS}{}-{}", self.subnet.addr(), self.subnet.prefix_len())
+        let v6 = self.v6.map(|v6| format!("&{}-{}", v6.addr(), v6.prefix_len())).unwrap_or_default();
+        format!("{SUBNETS}{}-{}{v6}", self.subnet.addr(), self.subnet.prefix_len())
     }
 }
 
 impl FlannelPod {
-    fn wire(node: &Node, echo: &EchoRuntime, gateway: Ipv4Net, mtu: &str) -> Result<Self> {
+    fn wire(node: &Node, echo: &EchoRuntime, gateways: &[IpNet], mtu: &str) -> Result<Self> {
         let name = format!("f-{}", node.name());
         let sandbox = Sandbox::new(&node.place, "demo", &name)?;
-        let address = Ipv4Addr::from(u32::from(gateway.addr()) + 1);
-        let length = gateway.prefix_len();
         let netns = &sandbox.attachment.netns;
         node.place.ip(&format!(
             "link add cni0 type bridge\n\
              link set cni0 mtu {mtu} up\n\
-             addr add {gateway} dev cni0\n\
              link add vethf type veth peer name eth0 netns {netns}\n\
              link set vethf mtu {mtu} master cni0 up\n"
         ))?;
-        let net = netns.clone();
-        for line in [
-            "link set lo up".to_owned(),
-            format!("link set eth0 mtu {mtu} up"),
-            format!("addr add {address}/{length} dev eth0"),
-            format!("route add default via {}", gateway.addr()),
-        ] {
-            let arguments = format!("--net={net} ip {line}");
+        let mut inside = vec!["link set lo up".to_owned(), format!("link set eth0 mtu {mtu} up")];
+        let mut addresses = vec![];
+        for gateway in gateways {
+            let address: IpAddr = match gateway.addr() {
+                IpAddr::V4(v4) => Ipv4Addr::from(u32::from(v4) + 1).into(),
+                IpAddr::V6(v6) => Ipv6Addr::from(u128::from(v6) + 1).into(),
+            };
+            let nodad = if address.is_ipv6() { " nodad" } else { "" };
+            node.place.ip(&format!("addr add {gateway} dev cni0{nodad}\n"))?;
+            inside.push(format!("addr add {address}/{} dev eth0{nodad}", gateway.prefix_len()));
+            inside.push(format!("route add default via {}", gateway.addr()));
+            addresses.push(address);
+        }
+        for line in inside {
+            let arguments = format!("--net={netns} ip {line}");
             node.place.run("nsenter", &arguments.split_whitespace().collect::<Vec<_>>())?;
         }
         let server = echo.serve(&sandbox.net, &name)?;
-        Ok(Self { sandbox, address: address.into(), _echo: server })
+        Ok(Self { sandbox, addresses, _echo: server })
     }
 
     fn net(&self) -> &NetNs {
@@ -125,11 +134,15 @@ fn status(node: &Node) -> Result<RoutedStatus> {
 }
 
 /// Four nodes: `n1` and `n2` ours, `n3` and `n4` flannel's, each with a pod.
-fn mixed(name: &str, backend: Backend, program: &PathBuf) -> Result<(Cluster, Vec<FlannelNode>)> {
+fn mixed(name: &str, backend: Backend, ipv6: bool, program: &PathBuf) -> Result<(Cluster, Vec<FlannelNode>)> {
     let mut options = ClusterOptions::new(name, backend);
     options.lab.nodes = 4;
     let mut cluster = Cluster::without_daemons(options)?;
-    let network = format!(r#"{{"Network": "{}", "Backend": {{"Type": "{backend}"}}}}"#, objects::POOL_V4);
+    cluster.options.ipv6 = ipv6;
+    let v6 = format!(r#""EnableIPv6": true, "IPv6Network": "{}","#, objects::POOL_V6);
+    let v6 = if ipv6 { v6.as_str() } else { "" };
+    let network =
+        format!(r#"{{"Network": "{}", {v6} "Backend": {{"Type": "{backend}"}}}}"#, objects::POOL_V4);
     cluster.lab.etcdctl(&["put", "/coreos.com/network/config", &network])?;
     // As in a migration: flannel is there first.
     let flannels: Vec<FlannelNode> = [2, 3]
@@ -155,10 +168,14 @@ fn start(cluster: &mut Cluster, index: usize) -> Result<()> {
     cluster.add_pods(&[PodPlan { namespace: "demo".to_owned(), name, node: index, labels: vec![] }])
 }
 
-/// Every pod: whose it is, its namespace and its address.
-fn everybody<'a>(cluster: &'a Cluster, flannels: &'a [FlannelNode]) -> Vec<(String, &'a NetNs, IpAddr)> {
-    let ours = cluster.pods.iter().map(|pod| (pod.full_name(), pod.net(), pod.addresses[0]));
-    ours.chain(flannels.iter().map(|node| (node.name(), node.pod.net(), node.pod.address))).collect()
+/// Every pod: whose it is, its namespace and its addresses.
+fn everybody<'a>(
+    cluster: &'a Cluster,
+    flannels: &'a [FlannelNode],
+) -> Vec<(String, &'a NetNs, &'a [IpAddr])> {
+    let ours = cluster.pods.iter().map(|pod| (pod.full_name(), pod.net(), pod.addresses.as_slice()));
+    let theirs = flannels.iter().map(|node| (node.name(), node.pod.net(), node.pod.addresses.as_slice()));
+    ours.chain(theirs).collect()
 }
 
 /// Every pod reaches every other one, whoever wired it, and every node every pod.
@@ -166,15 +183,16 @@ fn all_talk(cluster: &Cluster, flannels: &[FlannelNode]) -> Result<()> {
     wait_until_ok("pods on both kinds of node talk", PATIENCE, || {
         let all = everybody(cluster, flannels);
         for (from, net, _) in &all {
-            for (to, _, address) in all.iter().filter(|(to, ..)| to != from) {
-                for kind in [Kind::Icmp, Kind::Tcp(80)] {
+            for (to, _, addresses) in all.iter().filter(|(to, ..)| to != from) {
+                ensure!(addresses.len() == cluster.families().len(), "{to}: {addresses:?}");
+                for (address, kind) in addresses.iter().flat_map(|a| [(a, Kind::Icmp), (a, Kind::Tcp(80))]) {
                     let outcome = probe(net, *address, kind, true)?;
                     ensure!(outcome.is_open(), "{from} to {to} ({address}), {kind:?}: {outcome:?}");
                 }
             }
         }
         for node in &cluster.lab.nodes {
-            for (to, _, address) in &all {
+            for (to, address) in all.iter().flat_map(|(to, _, all)| all.iter().map(move |a| (to, a))) {
                 let outcome = probe(node.place.net(), *address, Kind::Icmp, true)?;
                 ensure!(outcome.is_open(), "node {} to {to} ({address}): {outcome:?}", node.name());
             }
@@ -197,7 +215,7 @@ fn leases(cluster: &Cluster) -> Result<Vec<(String, String)>> {
 fn talk_and_move(test: &str, name: &str, backend: Backend) {
     let Some(program) = flannel(test) else { return };
     run(test, || {
-        let (mut cluster, mut flannels) = mixed(name, backend, &program)?;
+        let (mut cluster, mut flannels) = mixed(name, backend, false, &program)?;
         all_talk(&cluster, &flannels)?;
         let taken = leases(&cluster)?;
         ensure!(taken.len() == 4, "each node has one subnet: {taken:?}");
@@ -227,7 +245,7 @@ fn move_node(cluster: &mut Cluster, flannels: &mut Vec<FlannelNode>) -> Result<(
     let every = Duration::from_millis(1);
     let flows = [
         ("n1 to n2", Flow::start(one.net(), two.net(), two.addresses[0], every)?),
-        ("n2 to n4", Flow::start(two.net(), four.net(), four.address, every)?),
+        ("n2 to n4", Flow::start(two.net(), four.net(), four.addresses[0], every)?),
         ("n4 to n1", Flow::start(four.net(), one.net(), one.addresses[0], every)?),
     ];
     for (_, flow) in &flows {
@@ -298,4 +316,27 @@ fn nodes_of_flannels_talk_over_vxlan_and_one_moves() {
 fn nodes_of_flannels_talk_over_host_gw_and_one_moves() {
     let test = "nodes_of_flannels_talk_over_host_gw_and_one_moves";
     talk_and_move(test, "flannel-host-gw", Backend::HostGw);
+}
+
+fn both_families(test: &str, name: &str, backend: Backend) {
+    let Some(program) = flannel(test) else { return };
+    run(test, || {
+        let (cluster, flannels) = mixed(name, backend, true, &program)?;
+        all_talk(&cluster, &flannels)?;
+        let taken = leases(&cluster)?;
+        ensure!(taken.len() == 4 && taken.iter().all(|(_, key)| key.contains('&')), "{taken:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn both_families_talk_with_nodes_of_flannels_over_vxlan() {
+    let test = "both_families_talk_with_nodes_of_flannels_over_vxlan";
+    both_families(test, "flannel-dual-vxlan", Backend::Vxlan);
+}
+
+#[test]
+fn both_families_talk_with_nodes_of_flannels_over_host_gw() {
+    let test = "both_families_talk_with_nodes_of_flannels_over_host_gw";
+    both_families(test, "flannel-dual-host-gw", Backend::HostGw);
 }
