@@ -173,7 +173,7 @@ impl Core {
             Event::Facts(facts) => {
                 self.facts = Some(facts);
                 // Which of flannel's leases is this node's follows from its address.
-                self.is_view_stale |= self.flannel_prefix().is_some();
+                self.derive_flannel();
             }
             Event::Usage { blocks, generation, elsewhere } => {
                 self.usage = blocks;

@@ -15,52 +15,36 @@
 //! is a node like others to the data path, unless it has this node's address: then it is this node's from before the
 //! migration, or flannel runs here still, and it is taken over.
 //!
-//! What it does not do: routes (`dataplane`), the devices that flannel leaves behind (`podwayctl node install`).
+//! The keys, and what follows from them: [`keys`]. What is not here: routes (`dataplane`), the devices that flannel leaves behind (`podwayctl node install`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use podway_model::cluster::{ClusterConfig, Encapsulation, NodeRecord, Pool};
+use podway_model::cluster::{ClusterConfig, Encapsulation, Pool};
 use podway_model::flannel::{Backend, LEASE_SECONDS, LeaseAttrs, Mark, NetworkConfig, Prefix, Reach, Subnet};
 use podway_model::ids::{NodeName, ObjectName};
 use podway_model::names;
-use podway_store::{Change, Entry, Event as StoreEvent, Expect, Guard, StoreError, Written};
+use podway_store::{Event as StoreEvent, Expect, Guard, StoreError, Written};
 
+use self::keys::Me;
 use super::core::Core;
 use super::event::{Action, Operation, Severity};
 use super::own::Phase;
 use super::pools::spread;
-use super::table::{Bad, Stored};
+use super::table::Stored;
 use crate::view::NodeView;
+
+mod keys;
+
+pub(super) use keys::Flannel;
 
 /// A lease is written again when half of its time is over: flannel does it an hour before the end, which is late for a
 /// store that is away just then.
 const RENEW: Duration = Duration::from_secs(LEASE_SECONDS as u64 / 2);
 /// Subnets looked at in one search for a free one.
 const PROBES: u64 = 1 << 20;
-/// Installation of nodes that have none: flannel's.
-const NOBODY: &str = "00000000-0000-0000-0000-000000000000";
-
-/// What flannel's keys say, and this node's lease.
-#[derive(Debug, Default)]
-pub(super) struct Flannel {
-    /// Whose keys these are.
-    prefix: Option<Prefix>,
-    /// Why they cannot be had, or that they were read.
-    read: Option<Result<(), String>>,
-    config: Option<Result<NetworkConfig, String>>,
-    /// Revision of the configuration, for nobody but the writer's look at what the watch has shown.
-    config_modified: Option<i64>,
-    /// `None`: it cannot be read, and is somebody's all the same.
-    leases: BTreeMap<Subnet, Stored<Option<LeaseAttrs>>>,
-    bad: BTreeMap<String, Bad>,
-    /// Our lease, and when this process wrote it last.
-    renewed: Option<(String, Duration)>,
-    /// Collisions so far.
-    attempt: u64,
-}
 
 /// Where blocks of a pool may be claimed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,72 +55,6 @@ pub(super) enum Room {
     Subnet(IpNet),
     /// Not now.
     Nowhere,
-}
-
-impl Flannel {
-    /// Revision of a whole key as the watch shows it.
-    pub(super) fn modified(&self, key: &str) -> Option<i64> {
-        let prefix = self.prefix.as_ref()?;
-        if key == prefix.config() {
-            return self.config_modified;
-        }
-        if let Some(bad) = self.bad.get(key) {
-            return Some(bad.modified);
-        }
-        let subnet = key.strip_prefix(&prefix.subnets())?.parse().ok()?;
-        self.leases.get(&subnet).map(|stored| stored.modified)
-    }
-
-    /// When the lease is to be written again.
-    pub(super) fn renew_at(&self) -> Option<Duration> {
-        self.renewed.as_ref().map(|(_, at)| *at + RENEW)
-    }
-
-    fn put(&mut self, prefix: &Prefix, entry: &Entry) {
-        let key = entry.key.as_str();
-        self.bad.remove(key);
-        let mut bad = |reason: String| {
-            let bad = Bad { reason, create: entry.create_revision, modified: entry.mod_revision };
-            self.bad.insert(key.to_owned(), bad);
-        };
-        if key == prefix.config() {
-            let config = NetworkConfig::parse(key, &entry.value);
-            self.config_modified = Some(entry.mod_revision);
-            // Every mistake is named; the last good configuration stays for nobody, since flannel has none either.
-            self.config = Some(config.map_err(|mistakes| mistakes.to_string().replace('\n', "; ")));
-            return;
-        }
-        let Some(text) = key.strip_prefix(&prefix.subnets()) else { return };
-        let subnet: Subnet = match text.parse() {
-            Ok(subnet) => subnet,
-            Err(error) => return bad(error.to_string()),
-        };
-        let value = match LeaseAttrs::parse(text, &entry.value) {
-            Ok(attrs) => Some(attrs),
-            Err(mistakes) => {
-                bad(mistakes.to_string().replace('\n', "; "));
-                None
-            }
-        };
-        let stored = Stored { value, create: entry.create_revision, modified: entry.mod_revision };
-        self.leases.insert(subnet, stored);
-    }
-
-    fn remove(&mut self, prefix: &Prefix, key: &str) {
-        self.bad.remove(key);
-        if key == prefix.config() {
-            (self.config, self.config_modified) = (None, None);
-        } else if let Some(Ok(subnet)) = key.strip_prefix(&prefix.subnets()).map(str::parse) {
-            self.leases.remove(&subnet);
-        }
-    }
-
-    /// Whether no lease that overlaps `subnet` came before the one of that create revision.
-    fn wins(&self, subnet: &Subnet, create: i64) -> bool {
-        let overlapping =
-            self.leases.iter().filter(|(other, _)| subnet.nets().any(|net| other.overlaps(net)));
-        overlapping.into_iter().all(|(other, stored)| (create, subnet) <= (stored.create, other))
-    }
 }
 
 impl Core {
@@ -152,32 +70,19 @@ impl Core {
 
     /// From the watch of flannel's keys, or why there is none.
     pub(super) fn on_flannel(&mut self, prefix: Prefix, event: Result<StoreEvent, String>) {
-        if self.flannel.prefix.as_ref() != Some(&prefix) {
-            self.flannel = Flannel { prefix: Some(prefix.clone()), ..Flannel::default() };
-        }
-        let flannel = &mut self.flannel;
-        match event {
-            Err(why) => flannel.read = Some(Err(why)),
-            Ok(StoreEvent::Snapshot { entries, .. }) => {
-                let (renewed, attempt) = (flannel.renewed.take(), flannel.attempt);
-                *flannel = Flannel { prefix: Some(prefix.clone()), renewed, attempt, ..Flannel::default() };
-                flannel.read = Some(Ok(()));
-                entries.iter().for_each(|entry| flannel.put(&prefix, entry));
-            }
-            Ok(StoreEvent::Changes { changes, .. }) => {
-                for change in &changes {
-                    match change {
-                        Change::Put(entry) => flannel.put(&prefix, entry),
-                        Change::Delete { key } => flannel.remove(&prefix, key),
-                    }
-                }
-            }
-            // The watch of our own keys tells the same of the same store.
-            Ok(StoreEvent::Unavailable { .. } | StoreEvent::Available | StoreEvent::Problems { .. }) => {
-                return;
-            }
-        }
-        self.is_view_stale = true;
+        self.flannel.on_event(prefix, event);
+        self.derive_flannel();
+    }
+
+    /// Makes what follows from flannel's keys anew: they, or this node's address, have changed.
+    pub(super) fn derive_flannel(&mut self) {
+        let me = Me {
+            node: &self.me.node,
+            instance_id: &self.me.instance_id,
+            address: self.facts.as_ref().and_then(|facts| facts.address_v4),
+        };
+        self.flannel.derive(&me);
+        self.is_view_stale |= self.flannel_prefix().is_some();
     }
 
     /// Whether flannel's keys are known, or not wanted, or not to be had.
@@ -196,32 +101,11 @@ impl Core {
         self.facts.as_ref().and_then(|facts| facts.address_v4)
     }
 
-    fn is_mine(&self, attrs: &LeaseAttrs) -> bool {
-        match &attrs.mark {
-            Some(mark) => mark.node == self.me.node && mark.instance_id == self.me.instance_id,
-            None => attrs.public_v4.is_some() && attrs.public_v4 == self.address_v4(),
-        }
-    }
-
-    /// Leases of this node, the one that counts first: one with our mark, then the oldest.
-    fn my_leases(&self) -> Vec<(Subnet, Stored<LeaseAttrs>)> {
-        let mut mine: Vec<(Subnet, Stored<LeaseAttrs>)> = Vec::new();
-        for (subnet, stored) in &self.flannel.leases {
-            if let Some(attrs) = stored.value.as_ref().filter(|attrs| self.is_mine(attrs)) {
-                let (create, modified) = (stored.create, stored.modified);
-                mine.push((*subnet, Stored { value: attrs.clone(), create, modified }));
-            }
-        }
-        mine.sort_by_key(|(_, stored)| (stored.value.mark.is_none(), stored.create));
-        mine
-    }
-
     /// This node's subnet, as its own watch has shown it: with our mark, and nobody was earlier.
     fn my_subnet(&self) -> Option<(Subnet, i64)> {
-        self.flannel_in_use()?;
-        let (subnet, stored) = self.my_leases().into_iter().next()?;
-        let is_ours = stored.value.mark.is_some() && self.flannel.wins(&subnet, stored.create);
-        is_ours.then_some((subnet, stored.modified))
+        let derived = &self.flannel_in_use()?.derived;
+        let (subnet, stored) = derived.mine.first()?;
+        (stored.value.mark.is_some() && derived.is_first).then_some((*subnet, stored.modified))
     }
 
     /// Whether `net` shares addresses with flannel's network; not known: yes.
@@ -276,35 +160,32 @@ impl Core {
 
     /// Who holds `block` on flannel's keys, if it is not this node.
     pub(super) fn flannel_holder(&self, block: IpNet) -> Option<String> {
-        let flannel = self.flannel_in_use()?;
+        let derived = &self.flannel_in_use()?.derived;
         if self.my_subnet().is_some_and(|(subnet, _)| subnet.nets().any(|net| net.contains(&block))) {
             return None;
         }
-        let (subnet, stored) = flannel.leases.iter().find(|(subnet, stored)| {
-            subnet.overlaps(block) && !stored.value.as_ref().is_some_and(|attrs| self.is_mine(attrs))
-        })?;
-        Some(match &stored.value {
-            Some(LeaseAttrs { mark: Some(mark), .. }) => {
-                format!("{} has flannel's subnet {subnet}", mark.node)
-            }
-            Some(LeaseAttrs { public_v4: Some(address), .. }) => {
-                format!("flannel's node at {address} has the subnet {subnet}")
-            }
-            _ => format!("a node of flannel's has the subnet {subnet}"),
-        })
+        let (subnet, _, node) = derived.others.overlapping(block).next()?;
+        Some(format!("{node} has flannel's subnet {subnet}"))
     }
 
     /// Takes, keeps and renews this node's lease, and says what keeps it from that.
     pub(super) fn keep_flannel_lease(&mut self, now: Duration, out: &mut Vec<Action>) {
-        let Some(prefix) = self.flannel_prefix() else { return };
+        let Some(prefix) = self.flannel_prefix() else {
+            // Nobody watches any more: what was known says nothing about later.
+            self.flannel = Flannel::default();
+            return;
+        };
         if let Some(Err(why)) = &self.flannel.read {
             let text = format!("compat.flannel cannot be used, and no blocks are claimed: {why}");
             self.problems.insert(text);
         }
+        if let (Some(why), None) = (&self.flannel.away, &self.away) {
+            self.problems.insert(format!("flannel's keys below {prefix} cannot be read: {why}"));
+        }
         if self.flannel_in_use().is_none() {
             return;
         }
-        self.find_flannel_problems(&prefix);
+        self.problems.extend(self.flannel.derived.problems.iter().cloned());
         let config = match &self.flannel.config {
             Some(Ok(config)) => *config,
             Some(Err(why)) => {
@@ -327,7 +208,7 @@ impl Core {
         if !self.can_write() || !self.is_registered() {
             return;
         }
-        let mut mine = self.my_leases().into_iter();
+        let mut mine = self.flannel.derived.mine.clone().into_iter();
         match mine.next() {
             Some((subnet, stored)) => self.keep(&prefix, &config, subnet, &stored, now, out),
             None if self.past.is_some() || self.doubt.is_some() => {}
@@ -364,7 +245,7 @@ impl Core {
                 .insert(format!("{key} does not fit flannel's network: drain this node and delete the key"));
             return;
         }
-        if !self.flannel.wins(&subnet, stored.create) {
+        if !self.flannel.derived.is_first {
             let text = format!("{key} overlaps an earlier lease of flannel's: another subnet is taken");
             if self.writes.propose(key, Operation::Delete(stored.modified), out) {
                 self.flannel.attempt += 1;
@@ -489,7 +370,7 @@ impl Core {
         let held: BTreeSet<IpNet> = self.holds().collect();
         let is_free = |net: IpNet| {
             let claimed = |node: &NodeName| *node != self.me.node;
-            !self.flannel.leases.keys().any(|other| other.overlaps(net))
+            self.flannel.derived.others.overlapping(net).next().is_none()
                 && !self.derived.claims.overlapping(net).any(|(_, _, node)| claimed(node))
                 && !held.iter().any(|held| podway_model::cidr::overlap(*held, net))
         };
@@ -534,119 +415,15 @@ impl Core {
         Ok(Subnet { v4, v6: Some(v6) })
     }
 
-    /// What is wrong with the leases of others.
-    fn find_flannel_problems(&mut self, prefix: &Prefix) {
-        let mut found: Vec<String> = Vec::new();
-        for (key, bad) in &self.flannel.bad {
-            found.push(format!("{key}: ignoring it, its subnet stays taken: {}", bad.reason));
-        }
-        for (subnet, stored) in &self.flannel.leases {
-            let Some(attrs) = &stored.value else { continue };
-            let key = || prefix.subnet(subnet);
-            match &attrs.mark {
-                Some(mark) if mark.node == self.me.node && mark.instance_id != self.me.instance_id => {
-                    found.push(format!(
-                        "{} is held by installation {} of this node; `podwayctl node release {} --now` frees it",
-                        key(),
-                        mark.instance_id,
-                        self.me.node
-                    ));
-                }
-                Some(_) => {}
-                None if self.is_mine(attrs) => {}
-                None => {
-                    found.extend(self.foreign(subnet, stored).err().map(|why| format!("{}: {why}", key())))
-                }
-            }
-        }
-        self.problems.extend(found);
-    }
-
-    /// A node of flannel's as the data path sees nodes, or why it is not reached. With VXLAN one for each family: flannel
-    /// has a device for each, with a MAC address of its own, over an underlay of that family.
-    fn foreign(
-        &self,
-        subnet: &Subnet,
-        stored: &Stored<Option<LeaseAttrs>>,
-    ) -> Result<Vec<(NodeName, NodeView)>, String> {
-        let attrs = stored.value.as_ref().ok_or("it cannot be read")?;
-        let earlier = self.flannel.leases.iter().any(|(other, theirs)| {
-            let is_ours = theirs.value.as_ref().is_some_and(|attrs| attrs.mark.is_some());
-            other != subnet
-                && is_ours
-                && theirs.create < stored.create
-                && subnet.nets().any(|net| other.overlaps(net))
-        });
-        if earlier {
-            return Err("it overlaps an earlier lease of Podway's and is not reached: restart flannel there"
-                .to_owned());
-        }
-        let config = match &self.flannel.config {
-            Some(Ok(config)) => config,
-            _ => return Err("flannel's configuration is not known: not reached".to_owned()),
-        };
-        let address = attrs.public_v4.ok_or("it has no PublicIP: not reached")?;
-        let mut record = NodeRecord {
-            instance_id: NOBODY.parse().map_err(|_| "no instance id".to_owned())?,
-            address_v4: Some(address),
-            address_v6: None,
-            tunnel_v4: Some(subnet.v4.addr()),
-            tunnel_v6: None,
-            labels: BTreeMap::new(),
-            asn: None,
-            vtep_mac: None,
-            wireguard_key: None,
-            version: "flannel".to_owned(),
-        };
-        let name = |suffix: &str| {
-            format!("flannel-{address}{suffix}").parse::<NodeName>().map_err(|e| e.to_string())
-        };
-        let view =
-            |record, block: IpNet| NodeView { record: Some(record), live: true, blocks: [block].into() };
-        match (config.backend, attrs.reach) {
-            (Backend::HostGw, Reach::HostGw) => {
-                let mut all = view(record, subnet.v4.into());
-                if let (Some(v6), Some(record)) = (subnet.v6, &mut all.record) {
-                    record.address_v6 = attrs.public_v6;
-                    record.tunnel_v6 = Some(v6.addr());
-                    all.blocks.insert(v6.into());
-                }
-                Ok(vec![(name("")?, all)])
-            }
-            (Backend::Vxlan { vni, .. }, Reach::Vxlan { vni: theirs, v4, v6 }) if vni == theirs => {
-                record.vtep_mac = Some(v4.ok_or("it has no BackendData: not reached")?);
-                let mut all = vec![(name("")?, view(record.clone(), subnet.v4.into()))];
-                if let (Some(net), Some(mac), Some(address)) = (subnet.v6, v6, attrs.public_v6) {
-                    record.vtep_mac = Some(mac);
-                    (record.address_v4, record.address_v6) = (None, Some(address));
-                    (record.tunnel_v4, record.tunnel_v6) = (None, Some(net.addr()));
-                    all.push((name("-v6")?, view(record, net.into())));
-                }
-                Ok(all)
-            }
-            (_, reach) => Err(format!(
-                "{reach:?} found, {:?} expected as in flannel's configuration: not reached",
-                config.backend
-            )),
-        }
-    }
-
     /// Puts flannel's nodes beside ours; where both show a block, flannel's key decides.
     pub(super) fn add_flannels_nodes(&self, nodes: &mut BTreeMap<NodeName, NodeView>) {
         let Some(flannel) = self.flannel_in_use() else { return };
-        for (subnet, stored) in &flannel.leases {
-            let is_flannels =
-                stored.value.as_ref().is_some_and(|attrs| attrs.mark.is_none() && !self.is_mine(attrs));
-            if !is_flannels {
-                continue;
-            }
-            let Ok(foreign) = self.foreign(subnet, stored) else { continue };
-            for node in nodes.values_mut() {
-                node.blocks.retain(|block| !subnet.overlaps(*block));
-            }
-            for (name, view) in foreign {
-                nodes.entry(name).or_insert(view);
-            }
+        let derived = &flannel.derived;
+        for node in nodes.values_mut() {
+            node.blocks.retain(|block| derived.reached.overlapping(*block).next().is_none());
+        }
+        for (name, view) in &derived.peers {
+            nodes.entry(name.clone()).or_insert_with(|| view.clone());
         }
     }
 }

@@ -215,6 +215,7 @@ impl Core {
     fn store_in_words(&self) -> String {
         match (&self.away, self.has_snapshot) {
             (Some(reason), _) => format!("away: {reason}"),
+            (None, true) if !self.is_flannel_synced() => "in sync, but for flannel's keys".to_owned(),
             (None, true) => "in sync".to_owned(),
             (None, false) => "connecting".to_owned(),
         }

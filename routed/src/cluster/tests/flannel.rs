@@ -8,7 +8,7 @@ use podway_model::flannel::{LeaseAttrs, Mark, Prefix, Reach, Subnet};
 use podway_model::ids::{MacAddr, Vni};
 use podway_model::keys::Key;
 use podway_model::names;
-use podway_store::{Expect, Written};
+use podway_store::{Event as StoreEvent, Expect, Written};
 
 use super::rig::{Rig, Writing, facts, instance, net, pool, seconds};
 use crate::cluster::event::{Event, Operation};
@@ -218,7 +218,7 @@ fn a_block_whose_subnet_flannel_took_is_lost_and_its_pods_are_stranded() {
     rig.pass(seconds(10));
     let own = rig.own();
     assert!(own.contains(&(block, Stranded)), "{own:?}");
-    assert!(rig.has_warned("flannel's node at 192.0.0.7 has the subnet"));
+    assert!(rig.has_warned("flannel-192.0.0.7 has flannel's subnet"));
     assert_eq!(rig.claim(block), None);
     let (other, _) = mine(&rig);
     assert_ne!(other, subnet);
@@ -376,6 +376,42 @@ fn a_store_that_holds_no_keys_of_flannels_is_named() {
     rig.settle();
     assert!(rig.has_problem("files hold nothing of flannel's") && rig.view().synced);
     assert_eq!(rig.own(), []);
+}
+
+#[test]
+fn keys_of_flannels_that_may_not_be_read_are_named() {
+    let mut rig = rig(NETWORK);
+    rig.flannel = false;
+    rig.start();
+    let reason = "permission denied".to_owned();
+    rig.step(Event::Flannel(Prefix::default(), Ok(StoreEvent::Unavailable { reason })));
+    rig.settle();
+    assert!(rig.has_problem("flannel's keys below /coreos.com/network cannot be read: permission denied"));
+    assert_eq!((rig.view().synced, rig.view().store.as_str()), (false, "in sync, but for flannel's keys"));
+    rig.step(Event::Flannel(Prefix::default(), Ok(StoreEvent::Available)));
+    rig.flannel = true;
+    rig.settle();
+    assert!(!rig.has_problem("flannel") && rig.view().synced);
+}
+
+#[test]
+fn without_compat_flannels_nodes_go_and_blocks_stay() {
+    let mut rig = rig(NETWORK);
+    take(&mut rig, "10.5.3.0-24", &flannels(7));
+    rig.start();
+    let (own, subnet) = (rig.own(), mine(&rig).0);
+    assert!(peer(&rig, "flannel-192.0.0.7").is_some());
+    configure(&mut rig, serde_json::json!({}));
+    rig.settle();
+    assert_eq!((rig.own(), peer(&rig, "flannel-192.0.0.7")), (own.clone(), None));
+    assert!(rig.view().synced);
+    rig.pass(seconds(2 * DAY));
+    assert_eq!((leases(&rig), rig.own()), (vec![], own.clone()), "leases end by themselves");
+    // On again: what was known is not believed.
+    rig.seen_flannel = None;
+    configure(&mut rig, serde_json::json!({"compat": {"flannel": {}}}));
+    rig.settle();
+    assert_eq!((mine(&rig).0, rig.own()), (subnet, own));
 }
 
 #[test]
