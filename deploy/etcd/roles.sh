@@ -8,9 +8,11 @@
 # (etcd --client-cert-auth). Where PODWAY_PASSWORDS names a folder with a file <user> in it, the user gets the
 # password in that file instead; etcd takes it only while the user is made. On the node, `username` and
 # `passwordFile` in podway.yaml name both. Switch checks on with `etcdctl auth enable`, after a user `root` was made.
+# PODWAY_FLANNEL_PREFIX (/coreos.com/network): nodes may also take flannel's subnets there, for a migration from flannel.
 set -eu
 
 prefix=${PODWAY_PREFIX:-/podway/v1/}
+flannel=${PODWAY_FLANNEL_PREFIX:-}
 [ $# -gt 0 ] || { echo "usage: $0 [operator | controller | NODE...]" >&2; exit 64; }
 
 role() { # role NAME: made if missing
@@ -31,6 +33,7 @@ for name in "$@"; do
     if [ "$name" = operator ]; then
         role podway-operator
         etcdctl role grant-permission podway-operator readwrite --prefix=true "$prefix"
+        [ -z "$flannel" ] || etcdctl role grant-permission podway-operator readwrite --prefix=true "$flannel/"
         user podway-operator podway-operator
         continue
     fi
@@ -51,5 +54,9 @@ for name in "$@"; do
         etcdctl role grant-permission "podway-node-$name" readwrite "$prefix$key"
     done
     etcdctl role grant-permission "podway-node-$name" readwrite --prefix=true "${prefix}claims/$name/"
+    if [ -n "$flannel" ]; then
+        etcdctl role grant-permission "podway-node-$name" read "$flannel/config"
+        etcdctl role grant-permission "podway-node-$name" readwrite --prefix=true "$flannel/subnets/"
+    fi
     user "$name" "podway-node-$name"
 done

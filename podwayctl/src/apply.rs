@@ -46,6 +46,7 @@ pub(crate) async fn run(store: &StoreArgs, args: &ApplyArgs, output: &Output) ->
     if given.iter().any(|given| given.document.kind() == Kind::Pool) {
         check_pools(store, &given).await?;
     }
+    check_compat(store, &given)?;
     references::check_apply(store, &given).await?;
     given.sort_by_key(|given| Kind::ALL.iter().position(|kind| *kind == given.document.kind()));
 
@@ -139,6 +140,20 @@ async fn check_pools(store: &dyn Store, given: &[Given]) -> Result<(), Failure> 
                 let expected = format!("{} {why}", old.block_len());
                 mistakes.add(*source, field("blockSize"), pool.block_len(), expected);
             }
+        }
+    }
+    mistakes.into_result(()).map_err(Failure::from)
+}
+
+/// Checks that flannel's keys can be had where its nodes are to be talked with.
+fn check_compat(store: &dyn Store, given: &[Given]) -> Result<(), Failure> {
+    let mut mistakes = Mistakes::default();
+    for Given { source, document } in given {
+        let Document::ClusterConfig(config) = document else { continue };
+        let Some(flannel) = &config.compat.flannel else { continue };
+        if let Err(why) = store.takes_outside(flannel.prefix.as_str()) {
+            let expected = format!("a prefix that this store has beside its own: {why}");
+            mistakes.add(source, "spec.compat.flannel.prefix", &flannel.prefix, expected);
         }
     }
     mistakes.into_result(()).map_err(Failure::from)

@@ -457,6 +457,12 @@ pub(crate) struct InstallArgs {
     /// Folder for the network configuration
     #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
     pub(crate) conf_dir: PathBuf,
+
+    /// Also take away what flannel left on this node: its devices (flannel.1, flannel-v6.1, cni0), its routes to other
+    /// nodes, and its network configuration, which is kept under another name. Refused while pods are on cni0: drain the
+    /// node and end flannel's daemon first
+    #[arg(long)]
+    pub(crate) replace_flannel: bool,
 }
 
 #[cfg(test)]

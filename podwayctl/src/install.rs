@@ -11,6 +11,7 @@ use podway_model::names::{IPAM_PLUGIN, OTHER_PLUGINS, PLUGIN};
 use serde::Serialize;
 
 use crate::args::InstallArgs;
+use crate::flannel;
 use crate::outcome::Failure;
 use crate::output::Output;
 
@@ -26,7 +27,17 @@ struct Installed {
     written: bool,
 }
 
+/// One line of what was done.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Done {
+    Installed(Installed),
+    Removed { removed: String },
+}
+
 pub(crate) fn run(args: &InstallArgs, output: &Output) -> Result<(), Failure> {
+    // Before anything is changed: with pods of flannel's on the node nothing is.
+    let removed = if args.replace_flannel { flannel::remove_devices()? } else { vec![] };
     let plugin = match &args.plugin {
         Some(plugin) => plugin.clone(),
         None => beside_this_program()?,
@@ -38,16 +49,27 @@ pub(crate) fn run(args: &InstallArgs, output: &Output) -> Result<(), Failure> {
         installed.extend(link(&args.bin_dir, name)?);
     }
     installed.push(install(&args.conf_dir, CONFLIST_NAME, CONFLIST.as_bytes(), 0o644)?);
+    // Last: a runtime always finds a configuration.
+    let aside = if args.replace_flannel { flannel::set_aside(&args.conf_dir)? } else { vec![] };
     for earlier in sorting_earlier(&args.conf_dir)? {
         output.warn(&format!(
             "{} sorts before {CONFLIST_NAME}: container runtimes will use it instead of Podway; remove it",
             earlier.display()
         ));
     }
-    let line = |file: &Installed| {
-        format!("{} {}\n", file.file.display(), if file.written { "written" } else { "unchanged" })
+    let done: Vec<Done> = removed
+        .into_iter()
+        .chain(aside)
+        .map(|removed| Done::Removed { removed })
+        .chain(installed.into_iter().map(Done::Installed))
+        .collect();
+    let line = |done: &Done| match done {
+        Done::Installed(file) => {
+            format!("{} {}\n", file.file.display(), if file.written { "written" } else { "unchanged" })
+        }
+        Done::Removed { removed } => format!("{removed} removed\n"),
     };
-    output.show(|_| installed.iter().map(line).collect(), &installed)
+    output.show(|_| done.iter().map(line).collect(), &done)
 }
 
 fn failed(path: &Path, error: &io::Error) -> Failure {

@@ -22,6 +22,7 @@ mod bgp;
 mod cluster;
 mod delete;
 mod drain;
+mod flannel;
 mod get;
 mod install;
 mod ipam;

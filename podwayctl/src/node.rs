@@ -32,6 +32,9 @@ struct Released {
     node: NodeName,
     blocks: Vec<ipnet::IpNet>,
     held: bool,
+    /// Keys of flannel's subnets that were given up.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    subnets: Vec<String>,
 }
 
 pub(crate) async fn release(store: &StoreArgs, args: &ReleaseArgs, output: &Output) -> Result<(), Failure> {
@@ -44,16 +47,17 @@ pub(crate) async fn release(store: &StoreArgs, args: &ReleaseArgs, output: &Outp
     for key in &report.malformed {
         output.warn(&format!("{key} named no block; removed"));
     }
-    let released = Released { node, blocks: report.blocks, held: !args.now };
+    let released = Released { node, blocks: report.blocks, held: !args.now, subnets: report.subnets };
     output.show(|_| text(&released), &released)
 }
 
 fn text(released: &Released) -> String {
     let node = &released.node;
-    if released.blocks.is_empty() {
+    if released.blocks.is_empty() && released.subnets.is_empty() {
         return format!("{node} released; it held no block\n");
     }
-    let blocks = join(released.blocks.iter().map(ToString::to_string));
+    let subnets = released.subnets.iter().map(|key| format!("flannel's {key}"));
+    let blocks = join(released.blocks.iter().map(ToString::to_string).chain(subnets));
     let free = if released.held { "free again in 24 hours" } else { "free at once" };
     format!("{node} released: {blocks} ({free})\n")
 }
@@ -97,7 +101,7 @@ mod tests {
     fn what_was_released_is_said_with_when_it_is_free() {
         let node: NodeName = "n2".parse().unwrap();
         let blocks = vec!["10.244.0.0/26".parse().unwrap(), "10.244.0.64/26".parse().unwrap()];
-        let released = |blocks, held| Released { node: node.clone(), blocks, held };
+        let released = |blocks, held| Released { node: node.clone(), blocks, held, subnets: vec![] };
         assert_eq!(
             text(&released(blocks.clone(), true)),
             "n2 released: 10.244.0.0/26, 10.244.0.64/26 (free again in 24 hours)\n"
@@ -107,5 +111,10 @@ mod tests {
             "n2 released: 10.244.0.0/26, 10.244.0.64/26 (free at once)\n"
         );
         assert_eq!(text(&released(vec![], true)), "n2 released; it held no block\n");
+        let subnets = vec!["/coreos.com/network/subnets/10.5.3.0-24".to_owned()];
+        assert_eq!(
+            text(&Released { subnets, ..released(vec![], false) }),
+            "n2 released: flannel's /coreos.com/network/subnets/10.5.3.0-24 (free at once)\n"
+        );
     }
 }

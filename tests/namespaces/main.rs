@@ -10,6 +10,7 @@ mod connectivity;
 mod controller;
 mod enforcement;
 mod failures;
+mod flannel;
 mod host_ports;
 mod pmtu;
 mod restarts;

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::bgp::{CommunitySets, NodeAsn, PeerOptions};
 use crate::ids::{Asn, InstanceId, MacAddr, Mtu, NodeName, ObjectName, Vni, WireguardKey};
 use crate::k8s::LabelSelector;
-use crate::{SCHEMA, accepts_schema};
+use crate::{SCHEMA, accepts_schema, flannel};
 
 /// Why a stored value cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +83,33 @@ pub struct ClusterConfig {
     /// The nodes that there are; none: only operators free nodes that are gone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub inventory: Option<Inventory>,
+    /// Nodes of other networks that are talked with, during a migration.
+    #[serde(skip_serializing_if = "Compat::is_none")]
+    pub compat: Compat,
+}
+
+/// Nodes of other networks that are talked with.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Compat {
+    /// Flannel's, on flannel's own layout of etcd.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flannel: Option<FlannelCompat>,
+}
+
+impl Compat {
+    /// Whether there are none.
+    pub fn is_none(&self) -> bool {
+        self.flannel.is_none()
+    }
+}
+
+/// Where flannel's nodes are found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct FlannelCompat {
+    /// Flannel's prefix in etcd.
+    pub prefix: flannel::Prefix,
 }
 
 /// Something that is on unless it is turned off.

@@ -12,6 +12,7 @@
 //! | [`document`] | operator documents (YAML or JSON) in, typed objects out |
 //! | [`cluster`] | values of the cluster store: configuration, pools, nodes, claims, peers |
 //! | [`keys`] | keys of the cluster store |
+//! | [`flannel`] | flannel's layout of etcd: its configuration and its leases |
 //! | [`k8s`] | the parts of Kubernetes objects that a network needs |
 //! | [`node_file`] | `/var/lib/podway/node.json`, from `routed` to the CNI plugin |
 //! | [`bgp`] | what operators say of BGP: filters, communities, options of a peer |
@@ -27,6 +28,7 @@ pub mod cluster;
 pub mod config;
 pub mod document;
 pub mod endpoint;
+pub mod flannel;
 pub mod ids;
 pub mod k8s;
 pub mod keys;

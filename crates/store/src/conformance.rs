@@ -72,6 +72,33 @@ async fn all(open: &Opener) {
     one_of_many_creates(open).await;
     many_keys(open).await;
     leases(open).await;
+    times_of_their_own(open).await;
+}
+
+/// Somebody else's keys, outside of the store's prefix.
+async fn whole_keys(open: &Opener) {
+    let store = open();
+    let key = "/coreos.com/network/subnets/10.5.3.0-24";
+    assert_eq!(store.takes_outside("/coreos.com/network"), Ok(()));
+    let mut watch = store.watch(&["/coreos.com/network/config", "/coreos.com/network/subnets/"]);
+    let mut own = store.watch(&["nodes/"]);
+    let (mut seen, mut seen_own) = (Consumer::default(), Consumer::default());
+    let made = store.put_for(key, b"1", Expect::Absent, 3600).await.unwrap();
+    let Written::Done { revision } = made else { panic!("{made:?}") };
+    seen.until(&mut watch, "a whole key", |c| c.has(key, "1")).await;
+    store.put("nodes/a", b"1").await.unwrap();
+    seen_own.until(&mut own, "a key of our own", |c| c.has("nodes/a", "1")).await;
+    assert!(!seen_own.has(key, "1") && !seen.has("nodes/a", "1"));
+    assert_eq!(store.get(key).await.unwrap().unwrap().key, key);
+    assert_eq!(store.list("/coreos.com/network/subnets/").await.unwrap().entries.len(), 1);
+    let guard = |revision| [Guard { key: key.into(), expect: Expect::Revision(revision) }];
+    let refused = store.put_guarded("claims/a", b"1", Expect::Absent, &guard(revision - 1)).await.unwrap();
+    assert_eq!(refused, Written::Refused { found: None });
+    let done = store.put_guarded("claims/a", b"1", Expect::Absent, &guard(revision)).await.unwrap();
+    assert!(matches!(done, Written::Done { .. }));
+    assert!(matches!(store.delete_if(key, revision).await.unwrap(), Written::Done { .. }));
+    seen.until(&mut watch, "its end", |c| !c.has(key, "1")).await;
+    assert!(store.delete("claims/a").await.unwrap() && store.delete("nodes/a").await.unwrap());
 }
 
 async fn conditions(open: &Opener) {
@@ -113,23 +140,60 @@ async fn guards(open: &Opener) {
     let absent = Guard { key: held.into(), expect: Expect::Absent };
     let hold = store.put(held, b"held").await.unwrap();
     let nothing = Written::Refused { found: None };
-    assert_eq!(store.put_guarded(key, b"1", Expect::Absent, &absent).await.unwrap(), nothing);
+    assert_eq!(
+        store.put_guarded(key, b"1", Expect::Absent, std::slice::from_ref(&absent)).await.unwrap(),
+        nothing
+    );
     assert_eq!(store.get(key).await.unwrap(), None);
     let known = |revision| Guard { key: held.into(), expect: Expect::Revision(revision) };
-    assert_eq!(store.put_guarded(key, b"1", Expect::Absent, &known(hold - 1)).await.unwrap(), nothing);
-    let made = store.put_guarded(key, b"1", Expect::Absent, &known(hold)).await.unwrap();
+    assert_eq!(store.put_guarded(key, b"1", Expect::Absent, &[known(hold - 1)]).await.unwrap(), nothing);
+    let made = store.put_guarded(key, b"1", Expect::Absent, &[known(hold)]).await.unwrap();
     let Written::Done { revision } = made else { panic!("{made:?}") };
     let stands = store.get(key).await.unwrap();
     let refused = Written::Refused { found: stands.clone() };
     let mine = Expect::Revision(revision);
-    assert_eq!(store.put_guarded(key, b"2", mine, &absent).await.unwrap(), refused);
+    assert_eq!(store.put_guarded(key, b"2", mine, std::slice::from_ref(&absent)).await.unwrap(), refused);
     assert_eq!(store.get(key).await.unwrap(), stands);
     assert!(store.delete(held).await.unwrap());
-    assert_eq!(store.put_guarded(key, b"2", mine, &known(hold)).await.unwrap(), refused);
-    assert_eq!(store.put_guarded(key, b"2", Expect::Absent, &absent).await.unwrap(), refused);
-    assert!(matches!(store.put_guarded(key, b"2", mine, &absent).await.unwrap(), Written::Done { .. }));
+    assert_eq!(store.put_guarded(key, b"2", mine, &[known(hold)]).await.unwrap(), refused);
+    assert_eq!(
+        store.put_guarded(key, b"2", Expect::Absent, std::slice::from_ref(&absent)).await.unwrap(),
+        refused
+    );
+    assert!(matches!(
+        store.put_guarded(key, b"2", mine, std::slice::from_ref(&absent)).await.unwrap(),
+        Written::Done { .. }
+    ));
     assert_eq!(store.get(key).await.unwrap().unwrap().value, b"2");
-    assert!(store.delete(key).await.unwrap());
+    // Each of several counts.
+    let both = [absent.clone(), Guard { key: "nodes/a".into(), expect: Expect::Absent }];
+    let node = store.put("nodes/a", b"").await.unwrap();
+    let mine = Expect::Revision(store.get(key).await.unwrap().unwrap().mod_revision);
+    assert!(matches!(store.put_guarded(key, b"3", mine, &both).await.unwrap(), Written::Refused { .. }));
+    let both = [absent, Guard { key: "nodes/a".into(), expect: Expect::Revision(node) }];
+    assert!(matches!(store.put_guarded(key, b"3", mine, &both).await.unwrap(), Written::Done { .. }));
+    assert!(store.delete(key).await.unwrap() && store.delete("nodes/a").await.unwrap());
+}
+
+/// A key with a time of its own goes when it is over, unless it was written again.
+async fn times_of_their_own(open: &Opener) {
+    let store = open();
+    let mut watch = store.watch(&["nodes/"]);
+    let mut seen = Consumer::default();
+    let first = store.put_for("nodes/short", b"1", Expect::Absent, 2).await.unwrap();
+    let Written::Done { revision } = first else { panic!("{first:?}") };
+    assert!(matches!(
+        store.put_for("nodes/short", b"2", Expect::Absent, 2).await.unwrap(),
+        Written::Refused { .. }
+    ));
+    let long = store.put_for("nodes/long", b"1", Expect::Absent, 1).await.unwrap();
+    let Written::Done { revision: long } = long else { panic!("{long:?}") };
+    let again = store.put_for("nodes/long", b"2", Expect::Revision(long), 3600).await.unwrap();
+    assert!(matches!(again, Written::Done { .. }) && revision < long);
+    seen.until(&mut watch, "both", |c| c.has("nodes/short", "1") && c.has("nodes/long", "2")).await;
+    seen.until(&mut watch, "the end of one", |c| !c.has("nodes/short", "1")).await;
+    assert!(seen.has("nodes/long", "2"));
+    assert!(store.delete("nodes/long").await.unwrap());
 }
 
 async fn snapshot_and_changes(open: &Opener) {
@@ -211,14 +275,18 @@ async fn leases(open: &Opener) {
 #[tokio::test(start_paused = true)]
 async fn fake_conforms() {
     let server = FakeServer::new();
-    all(&move || server.client(Duration::from_secs(10)) as Arc<dyn Store>).await;
+    let open = move || server.client(Duration::from_secs(10)) as Arc<dyn Store>;
+    all(&open).await;
+    whole_keys(&open).await;
 }
 
 #[tokio::test]
 async fn file_conforms() {
     let folder = tempfile::tempdir().unwrap();
     let config = FileConfig { path: folder.path().join("cluster") };
-    all(&move || Arc::new(FileStore::with_lease(&config, 1).unwrap()) as Arc<dyn Store>).await;
+    let open = move || Arc::new(FileStore::with_lease(&config, 1).unwrap()) as Arc<dyn Store>;
+    all(&open).await;
+    assert!(open().takes_outside("/coreos.com/network").unwrap_err().contains("it is in etcd"));
 }
 
 #[test]
@@ -229,6 +297,11 @@ fn etcd_conforms() {
             podway_model::config::StoreConfig::Etcd(EtcdConfig { lease_seconds: 2, ..EtcdConfig::default() });
         let store = open(&config).unwrap();
         eventually("etcd answers", || async { store.get("config").await.ok() }).await;
-        all(&move || open(&config).unwrap()).await;
+        let open = move || open(&config).unwrap();
+        all(&open).await;
+        whole_keys(&open).await;
+        for prefix in ["/podway", "/podway/v1/x"] {
+            assert!(open().takes_outside(prefix).unwrap_err().contains("are not apart"), "{prefix}");
+        }
     });
 }

@@ -7,7 +7,8 @@
 //! | fake | [`fake`] | tests: in memory, deterministic, with fault injection |
 //!
 //! Keys are text relative to the store's prefix ([`podway_model::keys::Key`]), values are bytes
-//! ([`podway_model::cluster::decode`]). Nothing here looks into a value.
+//! ([`podway_model::cluster::decode`]). Nothing here looks into a value. A key that begins with a slash is a whole one,
+//! somebody else's outside of the prefix: only where [`Store::takes_outside`] says so.
 //!
 //! What a consumer can rely on:
 //! - [`open`] never waits for a server. A watch retries for ever and says so once ([`Event::Unavailable`]).
@@ -211,20 +212,34 @@ pub trait Store: Send + Sync + std::fmt::Debug {
     /// Writes if `expect` holds.
     async fn put_if(&self, key: &str, value: &[u8], expect: Expect) -> Result<Written, StoreError>;
 
-    /// Writes if `expect` holds and `guard` holds for its key, judged and written at one moment. A refusal says what
-    /// stands at the key that was to be written, which may be what was expected.
+    /// Writes if `expect` holds and each of `guards` holds for its key, judged and written at one moment. A refusal says
+    /// what stands at the key that was to be written, which may be what was expected.
     async fn put_guarded(
         &self,
         key: &str,
         value: &[u8],
         expect: Expect,
-        guard: &Guard,
+        guards: &[Guard],
     ) -> Result<Written, StoreError>;
 
     /// Writes if `expect` holds, bound to this process's lease: the key goes when the process has been gone for
     /// the lease's time. The lease is made on first use and kept alive in the background. If it is lost all the
     /// same, the key goes, a watch tells, and the next call makes a new lease.
     async fn put_leased(&self, key: &str, value: &[u8], expect: Expect) -> Result<Written, StoreError>;
+
+    /// Writes if `expect` holds, bound to a lease of its own that nobody keeps alive: the key goes after `seconds`
+    /// unless it is written again.
+    async fn put_for(
+        &self,
+        key: &str,
+        value: &[u8],
+        expect: Expect,
+        seconds: u32,
+    ) -> Result<Written, StoreError>;
+
+    /// Whether keys that begin with `prefix`, which begins with a slash, can be read and written as whole keys, outside
+    /// of the store's own; or why not.
+    fn takes_outside(&self, prefix: &str) -> Result<(), String>;
 
     /// Removes a key. Answers whether it was there.
     async fn delete(&self, key: &str) -> Result<bool, StoreError>;

@@ -3,13 +3,14 @@
 //! The order makes it safe to be cut off at any point and to be called again: first the hold on each block is
 //! written, then its claim goes, last the node's record and sign of life.
 
-use podway_model::cluster::{Liveness, Released, decode, encode};
+use podway_model::cluster::{ClusterConfig, Liveness, Released, decode, encode};
+use podway_model::flannel::LeaseAttrs;
 use podway_model::ids::NodeName;
 use podway_model::keys::Key;
 
 use ipnet::IpNet;
 
-use crate::{Store, StoreError};
+use crate::{Store, StoreError, Written};
 
 /// How long a block stays unclaimable after its release, in seconds.
 pub const HOLD_SECONDS: u64 = 24 * 3600;
@@ -30,6 +31,9 @@ pub struct ReleaseReport {
     pub blocks: Vec<IpNet>,
     /// Keys under the node's claims that name no block; removed too.
     pub malformed: Vec<String>,
+    /// Keys of flannel's subnets that the node held, given up too; only with [`Hold::None`]: without it they end by
+    /// themselves in the same 24 hours.
+    pub subnets: Vec<String>,
     /// Whether the node had a record.
     pub had_record: bool,
     /// Sign of life that was there when it was released: the node may be up, and will claim anew.
@@ -61,12 +65,35 @@ pub async fn release_node(
             }
         }
     }
+    if hold == Hold::None {
+        report.subnets = release_subnets(store, node).await?;
+    }
     report.had_record = store.delete(&Key::Node(node.clone()).to_string()).await?;
     store.delete(&Key::Live(node.clone()).to_string()).await?;
     store.delete(&Key::Usage(node.clone()).to_string()).await?;
     // A node that is set up anew under the name is another one.
     store.delete(&Key::Drained(node.clone()).to_string()).await?;
     Ok(report)
+}
+
+/// Gives up the node's leases among flannel's, where flannel's nodes are talked with.
+async fn release_subnets(store: &dyn Store, node: &NodeName) -> Result<Vec<String>, StoreError> {
+    let Some(entry) = store.get(&Key::Config.to_string()).await? else { return Ok(vec![]) };
+    let config: Option<ClusterConfig> = decode(&entry.value).ok();
+    let Some(flannel) = config.and_then(|config| config.compat.flannel) else { return Ok(vec![]) };
+    if store.takes_outside(flannel.prefix.as_str()).is_err() {
+        return Ok(vec![]);
+    }
+    let mut given_up = vec![];
+    for entry in store.list(&flannel.prefix.subnets()).await?.entries {
+        let attrs = LeaseAttrs::parse(&entry.key, &entry.value).ok();
+        let is_its = attrs.and_then(|attrs| attrs.mark).is_some_and(|mark| mark.node == *node);
+        // Flannel may have written it since.
+        if is_its && matches!(store.delete_if(&entry.key, entry.mod_revision).await?, Written::Done { .. }) {
+            given_up.push(entry.key);
+        }
+    }
+    Ok(given_up)
 }
 
 /// Takes one block from `node`. Answers whether the claim was there.

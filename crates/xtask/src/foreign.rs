@@ -22,17 +22,43 @@ const RUNTIMES: [(&str, &[&str]); 4] = [
 /// BGP speakers of somebody else. BIRD and GoBGP are among the ordinary tools; these have a folder each, since two of them
 /// bring a program `bgpd`.
 const SPEAKERS: [(&str, &[&str]); 3] = [("frr", &[]), ("openbgpd", &[]), ("exabgp", &["python3-exabgp"])];
-/// Module of the programs that are built of Go modules: its `go.mod` and `go.sum` say of which versions.
-const GO_MODULE: &str = "tests/runtimes/go";
-/// What is built of them: two of ours, and runtimes as they are.
-const GO_PROGRAMS: [&str; 6] = [
-    "./cri",
-    "./libcni",
-    "github.com/containernetworking/cni/cnitool",
-    "github.com/containerd/containerd/v2/cmd/containerd",
-    "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2",
-    "github.com/containerd/containerd/v2/cmd/ctr",
-];
+/// Programs that are built of Go modules: the module's `go.mod` and `go.sum` say of which versions.
+struct GoModule {
+    /// Its folder.
+    folder: &'static str,
+    /// Name of the cache's folders, one for each version.
+    cache: &'static str,
+    /// What a version is.
+    sources: &'static [&'static str],
+    /// What is built.
+    programs: &'static [&'static str],
+    /// What that is, for people.
+    title: &'static str,
+}
+
+/// Container runtimes: two of ours, and others as they are.
+const GO_RUNTIMES: GoModule = GoModule {
+    folder: "tests/runtimes/go",
+    cache: "go-programs",
+    sources: &["go.mod", "go.sum", "cri/image.go", "cri/main.go", "libcni/main.go"],
+    programs: &[
+        "./cri",
+        "./libcni",
+        "github.com/containernetworking/cni/cnitool",
+        "github.com/containerd/containerd/v2/cmd/containerd",
+        "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2",
+        "github.com/containerd/containerd/v2/cmd/ctr",
+    ],
+    title: "container runtimes",
+};
+/// Flannel's daemon, of flannel's own packages.
+const GO_FLANNEL: GoModule = GoModule {
+    folder: "tests/namespaces/go",
+    cache: "flannel",
+    sources: &["go.mod", "go.sum", "flannel/main.go"],
+    programs: &["./flannel"],
+    title: "flannel",
+};
 
 /// CNI plugins of somebody else, with which ours is compared: a Go module, built into the cache.
 const CNI_PLUGINS: &str = "github.com/containernetworking/plugins/plugins";
@@ -90,29 +116,27 @@ impl Tools {
     /// is told, and the tests that use it are skipped.
     pub(crate) fn prepare_runtimes(&self) {
         self.prepare_packages(&RUNTIMES);
-        let Ok(folder) = Self::go_programs() else { return };
-        if GO_PROGRAMS.iter().all(|package| folder.join(last_part(package)).is_file()) {
+        self.prepare_go(&GO_RUNTIMES);
+    }
+
+    /// Builds flannel. Without Go or network the tests that use it are skipped.
+    pub(crate) fn prepare_flannel(&self) {
+        self.prepare_go(&GO_FLANNEL);
+    }
+
+    /// Builds the programs of a Go module, unless they are there.
+    fn prepare_go(&self, module: &GoModule) {
+        let Ok(folder) = module.built_to() else { return };
+        if module.programs.iter().all(|package| folder.join(last_part(package)).is_file()) {
             return;
         }
-        complain("==> building container runtimes of Go modules (minutes the first time)\n");
+        complain(&format!("==> building {} of Go modules (minutes the first time)\n", module.title));
         let mut target = folder.into_os_string();
         target.push("/");
         let mut command = Command::new("nice");
         command.args(["-n", "10", "go", "build", "-mod=readonly", "-o"]).arg(target);
-        command.args(GO_PROGRAMS).current_dir(build::workspace().join(GO_MODULE));
+        command.args(module.programs).current_dir(build::workspace().join(module.folder));
         run_go(command.env("CGO_ENABLED", "0").envs(self.environment()));
-    }
-
-    /// Where they are built to: a folder for each version of the module.
-    fn go_programs() -> Result<PathBuf> {
-        let module = build::workspace().join(GO_MODULE);
-        let sources = ["go.mod", "go.sum", "cri/image.go", "cri/main.go", "libcni/main.go"];
-        let mut hash = Fnv::default();
-        for file in sources {
-            let path = module.join(file);
-            hash.write(&std::fs::read(&path).with_context(|| format!("read {}", path.display()))?);
-        }
-        Ok(cache_dir()?.join(format!("go-programs-{:016x}", hash.finish())))
     }
 
     /// Where the plugins are built to.
@@ -124,8 +148,22 @@ impl Tools {
     pub(crate) fn foreign_environment(&self) -> Vec<(&'static str, OsString)> {
         let mut environment = vec![("PODWAY_PACKAGES", self.apart().into())];
         environment.extend(Self::cni_plugins().ok().map(|dir| ("PODWAY_CNI_PLUGINS", dir.into())));
-        environment.extend(Self::go_programs().ok().map(|dir| ("PODWAY_GO_PROGRAMS", dir.into())));
+        environment.extend(GO_RUNTIMES.built_to().ok().map(|dir| ("PODWAY_GO_PROGRAMS", dir.into())));
+        environment.extend(GO_FLANNEL.built_to().ok().map(|dir| ("PODWAY_FLANNEL", dir.into())));
         environment
+    }
+}
+
+impl GoModule {
+    /// Where its programs are built to: a folder for each version of the module.
+    fn built_to(&self) -> Result<PathBuf> {
+        let module = build::workspace().join(self.folder);
+        let mut hash = Fnv::default();
+        for file in self.sources {
+            let path = module.join(file);
+            hash.write(&std::fs::read(&path).with_context(|| format!("read {}", path.display()))?);
+        }
+        Ok(cache_dir()?.join(format!("{}-{:016x}", self.cache, hash.finish())))
     }
 }
 

@@ -95,6 +95,7 @@ fn main() -> ExitCode {
             tools::Tools::prepare(&tools::ALL).map(|tools| {
                 tools.prepare_cni_plugins();
                 tools.prepare_runtimes();
+                tools.prepare_flannel();
                 tools.print_table();
                 ExitCode::SUCCESS
             })

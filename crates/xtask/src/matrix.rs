@@ -188,6 +188,7 @@ fn cell(line: &str) -> Option<(String, String, String)> {
 fn suites(tools: &Tools, programs: &[TestProgram], rows: &mut Vec<Row>) -> Result<()> {
     say("==> suites\n");
     tools.prepare_runtimes();
+    tools.prepare_flannel();
     for program in programs.iter().filter(|program| program.package == test::SUITES_PACKAGE) {
         let began = Instant::now();
         let mut tally = Tally::default();

@@ -70,7 +70,10 @@ const QUICK: Layer = Layer {
 };
 const SUITES: Layer = Layer {
     name: "suites",
-    run: |run| run.programs_of(|p| p.package == SUITES_PACKAGE && !WITH_OTHERS.contains(&p.name.as_str())),
+    run: |run| {
+        run.tools.prepare_flannel();
+        run.programs_of(|p| p.package == SUITES_PACKAGE && !WITH_OTHERS.contains(&p.name.as_str()))
+    },
 };
 const INTEROP: Layer = Layer {
     name: "interop",

@@ -16,6 +16,15 @@ fn pool(name: &str, spec: &str) -> String {
 }
 
 #[test]
+fn flannels_nodes_are_not_talked_with_by_files() {
+    let place = Place::new();
+    let text =
+        "apiVersion: podway.io/v1\nkind: ClusterConfig\nmetadata: {name: default}\nspec: {compat: flannel}\n";
+    let refused = place.run_with("apply -f -", text);
+    refused.expect_code(64, "spec.compat.flannel.prefix: /coreos.com/network found");
+}
+
+#[test]
 fn apply_says_what_it_did_and_get_gives_it_back() {
     let place = Place::new();
     let apply = format!("apply -f {}", every_kind());

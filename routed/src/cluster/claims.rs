@@ -29,7 +29,7 @@ impl ClaimIndex {
         index
     }
 
-    fn add(&mut self, node: NodeName, block: IpNet, create: i64) {
+    pub(crate) fn add(&mut self, node: NodeName, block: IpNet, create: i64) {
         self.by_block.entry(block).or_default().push((create, node));
         if !self.lengths.contains(&block.prefix_len()) {
             self.lengths.push(block.prefix_len());

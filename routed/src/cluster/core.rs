@@ -17,6 +17,7 @@ use podway_store::{Event as StoreEvent, TAKES_NO_MORE};
 
 use super::claims::ClaimIndex;
 use super::event::{Action, Event, Severity, Usage};
+use super::flannel::Flannel;
 use super::own::{Own, Phase};
 use super::pools::Pools;
 use super::publish::FileState;
@@ -45,6 +46,8 @@ pub(crate) struct Core {
     past_until: Duration,
     /// The store was wiped not long ago: until when no further blocks are claimed.
     pub(super) doubt: Option<Duration>,
+    /// Flannel's keys, where its nodes are talked with.
+    pub(super) flannel: Flannel,
     /// Contents before the store began to look wiped, and until when they stay in force.
     pub(super) suspicion: Option<(Box<Table>, Duration)>,
     pub(super) has_snapshot: bool,
@@ -110,6 +113,7 @@ impl Core {
             past: None,
             past_until: Duration::ZERO,
             doubt: None,
+            flannel: Flannel::default(),
             suspicion: None,
             has_snapshot: false,
             away: None,
@@ -148,11 +152,13 @@ impl Core {
     pub(crate) fn deadline(&self) -> Option<Duration> {
         let past = self.past.as_ref().map(|_| self.past_until);
         let suspicion = self.suspicion.as_ref().map(|(_, until)| *until);
+        let renewal = self.flannel.renew_at();
         let all =
             [self.writes.deadline(), self.file.retry_at(), past, self.doubt, suspicion, self.give_back_at];
+        let all = all.into_iter().chain([renewal]);
         let later = [self.live.not_before, self.claim_not_before];
         // What was due and has led to nothing waits for an event, not for a time.
-        all.into_iter().flatten().chain(later).filter(|at| *at > self.time).min()
+        all.flatten().chain(later).filter(|at| *at > self.time).min()
     }
 
     /// One event in, what is to be done out.
@@ -163,15 +169,20 @@ impl Core {
         self.time = now;
         match event {
             Event::Store(event) => self.on_store(event, out),
-            Event::Facts(facts) => self.facts = Some(facts),
+            Event::Flannel(prefix, event) => self.on_flannel(prefix, event),
+            Event::Facts(facts) => {
+                self.facts = Some(facts);
+                // Which of flannel's leases is this node's follows from its address.
+                self.derive_flannel();
+            }
             Event::Usage { blocks, generation, elsewhere } => {
                 self.usage = blocks;
                 self.elsewhere = elsewhere;
                 self.usage_generation = generation;
             }
             Event::Written { id, result } => {
-                let table = &self.table;
-                let shown = |key: &str| key.parse::<Key>().ok().and_then(|key| table.modified(&key));
+                let (table, flannel) = (&self.table, &self.flannel);
+                let shown = |key: &str| modified(table, flannel, key);
                 if let Some(key) = self.writes.on_answer(now, id, &result, shown) {
                     self.on_written(now, &key, &result, out);
                 }
@@ -187,8 +198,8 @@ impl Core {
             self.is_view_stale = true;
         }
         self.doubt = self.doubt.filter(|until| *until > now);
-        let table = &self.table;
-        self.writes.wake(now, |key| key.parse::<Key>().ok().and_then(|key| table.modified(&key)));
+        let (table, flannel) = (&self.table, &self.flannel);
+        self.writes.wake(now, |key| modified(table, flannel, key));
         if self.is_suspicious(out) {
             return;
         }
@@ -209,6 +220,7 @@ impl Core {
         }
         self.adopt_unconfirmed();
         self.register(now, out);
+        self.keep_flannel_lease(now, out);
         // First what is on its way back: it may be needed.
         self.give_back(now, out);
         self.claim_ahead(now, out);
@@ -319,4 +331,12 @@ impl Core {
         self.past_until = self.time + PAST;
         self.doubt = Some(self.time + DOUBT);
     }
+}
+
+/// Revision of a key as its watch shows it.
+fn modified(table: &Table, flannel: &Flannel, key: &str) -> Option<i64> {
+    if key.starts_with('/') {
+        return flannel.modified(key);
+    }
+    key.parse::<Key>().ok().and_then(|key| table.modified(&key))
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use podway_model::flannel::Prefix;
 use podway_model::node_file::NodeFile;
 use podway_store::{Event as StoreEvent, Expect, Guard, StoreError, Written};
 
@@ -15,6 +16,8 @@ use crate::view::LocalFacts;
 pub(crate) enum Event {
     /// From the watch of the store.
     Store(StoreEvent),
+    /// From the watch of flannel's keys below this prefix, or why they cannot be had.
+    Flannel(Prefix, Result<StoreEvent, String>),
     /// The kernel's facts, when they change.
     Facts(LocalFacts),
     /// How full this node's blocks are, when it changes.
@@ -109,8 +112,10 @@ pub(crate) struct Write {
 pub(crate) enum Operation {
     /// Put.
     Put(Vec<u8>, Expect),
-    /// Put, if nothing has changed of another key either.
-    PutGuarded(Vec<u8>, Expect, Guard),
+    /// Put, if nothing has changed of other keys either.
+    PutGuarded(Vec<u8>, Expect, Vec<Guard>),
+    /// Put, and gone after so many seconds unless it is put again.
+    PutFor(Vec<u8>, Expect, u32),
     /// Put, bound to the process's lease.
     PutLeased(Vec<u8>, Expect),
     /// Delete what was last changed at this revision.

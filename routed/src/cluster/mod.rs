@@ -8,6 +8,7 @@
 //! | [`table`] | the store's contents, decoded |
 //! | [`claims`], [`pools`] | who wins a block; which pools can be used, which block comes next |
 //! | [`own`] | the life of this node's blocks |
+//! | [`flannel`] | flannel's nodes beside ours, on flannel's own keys |
 //! | [`give_back`] | blocks that go back to their pool |
 //! | [`register`] | record, sign of life, conflicts of installations |
 //! | [`writes`] | writes under way |
@@ -20,6 +21,7 @@
 mod claims;
 mod core;
 mod event;
+mod flannel;
 mod give_back;
 mod own;
 mod pools;

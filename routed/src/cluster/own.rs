@@ -31,7 +31,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use podway_model::cidr::{block_size, overlap};
-use podway_model::cluster::{Assignment, Claim, encode};
+use podway_model::cluster::{Assignment, Claim, Pool, encode};
 use podway_model::ids::ObjectName;
 use podway_model::keys::Key;
 use podway_model::node_file::{BlockState, NodeBlock};
@@ -40,7 +40,8 @@ use podway_store::{Expect, Guard, HOLD_SECONDS};
 use super::claims::ClaimIndex;
 use super::core::Core;
 use super::event::{Action, Operation, Severity};
-use super::pools::{Taken, candidate};
+use super::flannel::Room;
+use super::pools::{Taken, candidate, first_free};
 
 /// Another block is claimed when fewer addresses than this can be leased, or than a quarter of a block.
 const LOW_WATER: u64 = 16;
@@ -146,6 +147,10 @@ impl Core {
             self.delete_claim(&key, modified, out);
             return self.lose(block, "another node claimed it earlier", out);
         }
+        if let Some(holder) = self.flannel_holder(block) {
+            self.delete_claim(&key, modified, out);
+            return self.lose(block, &holder, out);
+        }
         let own =
             self.own.entry(block).or_insert_with(|| Own::new(stored.value.pool.clone(), Phase::Pending, 0));
         own.order = stored.create;
@@ -169,9 +174,9 @@ impl Core {
         } else if phase == Phase::Active {
             // Written anew after the store was wiped or restored: what it says of holds is of another time.
             self.write_again(&key, stored.value, modified, out);
-        } else if self.can_write() {
+        } else if self.can_write() && self.flannel_allows(block) {
             let confirmed = encode(&Claim { confirmed: true, ..stored.value });
-            let operation = Operation::PutGuarded(confirmed, Expect::Revision(modified), self.no_hold(block));
+            let operation = Operation::PutGuarded(confirmed, Expect::Revision(modified), self.guards(block));
             self.writes.propose(key.to_string(), operation, out);
         }
     }
@@ -194,6 +199,11 @@ impl Core {
             key: Key::Released(block).to_string(),
             expect: known.map_or(Expect::Absent, Expect::Revision),
         }
+    }
+
+    /// What must hold besides for a claim of `block` to be made or confirmed.
+    fn guards(&self, block: IpNet) -> Vec<Guard> {
+        [self.no_hold(block)].into_iter().chain(self.flannel_guard(block)).collect()
     }
 
     fn delete_claim(&mut self, key: &Key, modified: i64, out: &mut Vec<Action>) {
@@ -233,7 +243,12 @@ impl Core {
                 let is_empty = self.usage.get(&block).is_some_and(|usage| usage.leased == 0);
                 if is_empty && self.file.is_closed(block, self.usage_generation) {
                     self.end(block, "was lost, and no pod is in it", out);
-                } else if !is_empty && is_free && !self.is_held(block) && self.is_registered() {
+                } else if !is_empty
+                    && is_free
+                    && !self.is_held(block)
+                    && self.flannel_allows(block)
+                    && self.is_registered()
+                {
                     self.write_claim(block, &own.pool, true, out);
                 }
             }
@@ -280,7 +295,7 @@ impl Core {
         let claim = Claim { instance_id: self.me.instance_id.clone(), pool: pool.clone(), confirmed: false };
         let key = Key::Claim(self.me.node.clone(), block).to_string();
         let operation = match guarded {
-            true => Operation::PutGuarded(encode(&claim), Expect::Absent, self.no_hold(block)),
+            true => Operation::PutGuarded(encode(&claim), Expect::Absent, self.guards(block)),
             false => Operation::Put(encode(&claim), Expect::Absent),
         };
         self.writes.propose(key, operation, out);
@@ -319,7 +334,7 @@ impl Core {
         self.holds().any(|held| overlap(held, block))
     }
 
-    fn holds(&self) -> impl Iterator<Item = IpNet> {
+    pub(super) fn holds(&self) -> impl Iterator<Item = IpNet> {
         let wall = self.wall_offset.map(|offset| offset.saturating_add_unsigned(self.now().as_secs()));
         let held = self.table.released.iter().filter(move |(_, released)| {
             let end = released.value.at_unix_seconds.saturating_add(HOLD_SECONDS);
@@ -365,12 +380,7 @@ impl Core {
         each.fold(0, u64::saturating_add)
     }
 
-    fn claim_one(
-        &mut self,
-        pools: &[(&ObjectName, &podway_model::cluster::Pool)],
-        available: u64,
-        out: &mut Vec<Action>,
-    ) {
+    fn claim_one(&mut self, pools: &[(&ObjectName, &Pool)], available: u64, out: &mut Vec<Action>) {
         if !self.can_write() || !self.is_registered() {
             return;
         }
@@ -383,13 +393,27 @@ impl Core {
         let others: BTreeSet<IpNet> = self.holds().chain(self.own.keys().copied()).collect();
         let taken = Taken { claims: &derived.claims, past: past.as_ref(), others: &others };
         let found = pools.iter().find_map(|(name, pool)| {
-            let fits = |block: &IpNet| pool.cidr.contains(block) && block.prefix_len() == pool.block_len();
+            let range = match self.flannel_room(pool) {
+                Room::Pool => pool.cidr,
+                Room::Subnet(net) => net,
+                Room::Nowhere => return None,
+            };
+            let fits = |block: &IpNet| range.contains(block) && block.prefix_len() == pool.block_len();
+            if range != pool.cidr {
+                // The first one has the address by which flannel's nodes send: the subnet's own.
+                let within = Pool { cidr: range, ..(*pool).clone() };
+                return first_free(&within, &taken).map(|block| (block, (*name).clone()));
+            }
             let earlier =
                 self.hints.iter().map(|(block, _)| *block).filter(fits).find(|block| taken.is_free(*block));
             let block = earlier.or_else(|| candidate(&self.me.node, name, pool, &taken, self.attempt))?;
             Some((block, (*name).clone()))
         });
         let Some((block, pool)) = found else {
+            if pools.iter().all(|(_, pool)| self.flannel_room(pool) == Room::Nowhere) {
+                // What is in the way stands among the problems.
+                return;
+            }
             let names: Vec<&str> = pools.iter().map(|(name, _)| name.as_str()).collect();
             self.problems.insert(format!(
                 "no free block left in {}, and {available} addresses left on this node: add a pool",

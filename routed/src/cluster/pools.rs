@@ -131,6 +131,13 @@ pub(crate) fn candidate(
     })
 }
 
+/// The first free block of the pool.
+pub(crate) fn first_free(pool: &Pool, taken: &Taken<'_>) -> Option<IpNet> {
+    let bits = u32::from(pool.block_len().checked_sub(pool.cidr.prefix_len())?);
+    let count = 1u128 << bits.min(64);
+    (0..count.min(PROBES)).filter_map(|index| nth_block(pool, index)).find(|block| taken.is_free(*block))
+}
+
 /// Blocks looked at in one search of a pool: more than there are claims in any cluster that one store can carry.
 const PROBES: u128 = 1 << 20;
 

@@ -156,7 +156,7 @@ impl Core {
         });
         let (tunnel_v4, tunnel_v6) = (self.tunnel(&in_order, false), self.tunnel(&in_order, true));
         OwnView {
-            synced: self.is_synced(),
+            synced: self.is_synced() && self.is_flannel_synced(),
             store: self.store_in_words(),
             own_blocks: own_blocks.collect(),
             tunnel_v4: tunnel_v4.and_then(|address| match address {
@@ -220,6 +220,7 @@ impl Core {
     fn store_in_words(&self) -> String {
         match (&self.away, self.has_snapshot) {
             (Some(reason), _) => format!("away: {reason}"),
+            (None, true) if !self.is_flannel_synced() => "in sync, but for flannel's keys".to_owned(),
             (None, true) => "in sync".to_owned(),
             (None, false) => "connecting".to_owned(),
         }
@@ -248,6 +249,7 @@ impl Core {
                 view.blocks.insert(*block);
             }
         }
+        self.add_flannels_nodes(&mut nodes);
         nodes
     }
 

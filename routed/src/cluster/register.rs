@@ -163,6 +163,9 @@ impl Core {
             Err(error) => out.push(Action::Report(Severity::Warn, format!("{key} not written: {error}"))),
             Ok(_) => {}
         }
+        if key.starts_with('/') {
+            return self.on_flannel_written(now, key, result);
+        }
         match (key.parse(), result) {
             (Ok(Key::Live(_)), Ok(Written::Done { revision })) => self.live.written = Some(*revision),
             (Ok(Key::Claim(_, block)), result) => {

@@ -22,10 +22,11 @@ use inotify::{Inotify, WatchMask};
 use ipnet::IpNet;
 use podway_ipam::store::{AddressLock, since_boot};
 use podway_ipam::{Attachment, LeaseStore, stale};
+use podway_model::flannel::Prefix;
 use podway_model::ids::BootId;
 use podway_model::keys::Key;
 use podway_model::node_file::NodeFile;
-use podway_store::{Store, StoreError, Written};
+use podway_store::{Store, StoreError, Watch, Written};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
@@ -65,6 +66,7 @@ pub(crate) async fn run(
     let start = Instant::now();
     let mut core = Core::new(identity.clone(), read_node_file(&identity.node_file));
     let mut events = store.watch(&PREFIXES);
+    let mut flannel: Option<FlannelWatch> = None;
     let mut notices: Option<Notices> = None;
     let mut work = Work::new();
     let mut leases = Leases {
@@ -105,7 +107,12 @@ pub(crate) async fn run(
         let deadline = core.deadline().map_or(leases.look_at, |at| leases.look_at.min(start + at));
         // While a look is under way, its end wakes the loop.
         let deadline = if leases.is_looking { deadline.max(Instant::now() + SOON) } else { deadline };
+        let wanted = core.flannel_prefix();
+        if flannel.as_ref().map(|flannel| &flannel.prefix) != wanted.as_ref() {
+            flannel = wanted.map(|prefix| FlannelWatch::new(store.as_ref(), prefix));
+        }
         let event = tokio::select! {
+            event = flannel_event(&mut flannel) => event,
             event = events.next() => match event {
                 Some(event) => Event::Store(event),
                 None => return std::future::pending().await,
@@ -157,6 +164,34 @@ pub(crate) async fn run(
                 Action::Refuse(refusal) => return Err(refusal),
             }
         }
+    }
+}
+
+/// The watch of flannel's keys.
+struct FlannelWatch {
+    prefix: Prefix,
+    /// Or why there is none: told once.
+    watch: Result<Watch, Option<String>>,
+}
+
+impl FlannelWatch {
+    fn new(store: &dyn Store, prefix: Prefix) -> Self {
+        let watch = || store.watch(&[&prefix.config(), &prefix.subnets()]);
+        let watch = store.takes_outside(prefix.as_str()).map(|()| watch()).map_err(Some);
+        Self { prefix, watch }
+    }
+}
+
+/// Cancel-safe: the watch is, and a refusal is told without waiting.
+async fn flannel_event(flannel: &mut Option<FlannelWatch>) -> Event {
+    let Some(FlannelWatch { prefix, watch }) = flannel else { return std::future::pending().await };
+    let event = match watch {
+        Ok(watch) => watch.next().await.map(Ok),
+        Err(why) => why.take().map(Err),
+    };
+    match event {
+        Some(event) => Event::Flannel(prefix.clone(), event),
+        None => std::future::pending().await,
     }
 }
 
@@ -309,9 +344,10 @@ fn carry_out(store: Arc<dyn Store>, write: Write) -> Pin<Box<dyn Future<Output =
         let Write { id, key, operation } = write;
         let result = match operation {
             Operation::Put(value, expect) => store.put_if(&key, &value, expect).await,
-            Operation::PutGuarded(value, expect, guard) => {
-                store.put_guarded(&key, &value, expect, &guard).await
+            Operation::PutGuarded(value, expect, guards) => {
+                store.put_guarded(&key, &value, expect, &guards).await
             }
+            Operation::PutFor(value, expect, seconds) => store.put_for(&key, &value, expect, seconds).await,
             Operation::PutLeased(value, expect) => store.put_leased(&key, &value, expect).await,
             Operation::Delete(revision) => store.delete_if(&key, revision).await,
         };

@@ -105,7 +105,9 @@ impl Writes {
                     return true;
                 }
                 Until::Seen(revision, at) => {
-                    let seen = modified(key).map_or(revision == 0, |modified| modified >= revision);
+                    // 0: that the key is gone, which an older value does not show.
+                    let shows = |modified| revision > 0 && modified >= revision;
+                    let seen = modified(key).map_or(revision == 0, shows);
                     if !seen && now < at {
                         return true;
                     }
@@ -179,6 +181,17 @@ mod tests {
         writes.wake(Duration::ZERO, |_| None);
         assert_eq!(propose(&mut writes), None, "the watch shows already what was found");
         writes.wake(writes.deadline().unwrap(), |_| None);
+        assert!(propose(&mut writes).is_some());
+    }
+
+    #[test]
+    fn a_key_that_was_found_gone_rests_until_the_watch_shows_it_gone() {
+        let mut writes = Writes::default();
+        let id = propose(&mut writes).unwrap();
+        writes.on_answer(Duration::ZERO, id, &Ok(Written::Refused { found: None }), |_| Some(7));
+        writes.wake(Duration::ZERO, |_| Some(7));
+        assert_eq!(propose(&mut writes), None, "the watch shows what was there before");
+        writes.wake(Duration::ZERO, |_| None);
         assert!(propose(&mut writes).is_some());
     }
 

@@ -217,7 +217,8 @@ fn is_deletion(request: &Request<'_>) -> bool {
 fn explain(request: &Request<'_>, error: &KernelError) -> String {
     let hint = match request {
         Request::AddRoute(_) if error.is_exists() => {
-            ": a route that is not ours is in the way, and is left alone (see `ip route`)"
+            ": a route that is not ours is in the way, and is left alone (see `ip route`; flannel's: `podwayctl node \
+             install --replace-flannel`)"
         }
         Request::AddIpip { .. } if error.is_exists() => {
             ": another IPIP device has this local address and no remote one; remove it"
@@ -228,8 +229,8 @@ fn explain(request: &Request<'_>, error: &KernelError) -> String {
             ": this kernel has no such devices; load or install the module (ipip, wireguard)"
         }
         Request::AddVxlan(_) if error.is_exists() => {
-            ": another device has this VNI and port, such as flannel.1; remove it, or change vxlan.vni or \
-             vxlan.port"
+            ": another device has this VNI and port, such as flannel.1; remove it (flannel's: `podwayctl node install \
+             --replace-flannel`), or change vxlan.vni or vxlan.port"
         }
         _ => "",
     };

@@ -7,6 +7,7 @@
 //! | [`contracts`] | store keys and values, node file, endpoint records, socket messages, names |
 //! | [`documents`] | operator documents, node configuration, label selectors |
 //! | [`cni`] | the plugin's standard input and environment |
+//! | [`flannel`] | flannel's keys and values in etcd |
 //! | [`leases`] | the lease journal, and sequences of leases |
 //! | [`netlink`] | what the kernel sends: nftables, routes and links, connection tracking |
 //! | [`policy`] | sequences of objects for the policy engine |
@@ -21,6 +22,7 @@ pub mod bgp;
 pub mod cni;
 pub mod contracts;
 pub mod documents;
+pub mod flannel;
 pub mod leases;
 pub mod mutate;
 pub mod netlink;
@@ -43,6 +45,7 @@ pub const TARGETS: &[Target] = &[
     ("cni_environment", cni::environment),
     ("documents", documents::documents),
     ("endpoint_record", contracts::endpoint_record),
+    ("flannel", flannel::flannel),
     ("kern_conntrack", netlink::conntrack),
     ("kern_refusals", netlink::refusals),
     ("kern_rtnetlink", netlink::rtnetlink),

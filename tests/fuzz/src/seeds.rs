@@ -46,6 +46,7 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
         ],
         "documents" | "policy_objects" => documents(),
         "endpoint_record" => vec![endpoint_record().to_string().into_bytes()],
+        "flannel" => FLANNEL.iter().map(|text| text.as_bytes().to_vec()).collect(),
         "kern_conntrack" => vec![conntrack()],
         "kern_refusals" => refusals(),
         "kern_rtnetlink" => rtnetlink(),
@@ -82,6 +83,21 @@ const KEYS: [&str; 12] = [
     "reflectors/node-1",
     "objects/namespaces/default",
     "objects/networkpolicies/default/web",
+];
+
+/// Configurations and leases as flannel 0.28 has them.
+const FLANNEL: [&str; 5] = [
+    "config\n{\"Network\":\"10.5.0.0/16\",\"Backend\":{\"Type\":\"vxlan\"}}",
+    "config\n{\"Network\":\"10.5.0.0/16\",\"SubnetLen\":26,\"SubnetMin\":\"10.5.1.0\",\"SubnetMax\":\"10.5.9.0\",\
+     \"EnableIPv6\":true,\"IPv6Network\":\"fd00:5::/48\",\"IPv6SubnetLen\":64,\
+     \"Backend\":{\"Type\":\"vxlan\",\"VNI\":7,\"Port\":4789,\"DirectRouting\":true}}",
+    "10.5.3.0-24\n{\"PublicIP\":\"192.168.64.3\",\"PublicIPv6\":null,\"BackendType\":\"vxlan\",\
+     \"BackendData\":{\"VNI\":1,\"VtepMAC\":\"c6:d2:32:6f:8f:44\"}}",
+    "10.5.3.0-24&fd00:5:3::-64\n{\"PublicIP\":\"10.0.0.1\",\"PublicIPv6\":\"fd00::1\",\"BackendType\":\"vxlan\",\
+     \"BackendData\":{\"VNI\":1,\"VtepMAC\":\"02:00:00:00:00:01\"},\
+     \"BackendV6Data\":{\"VNI\":1,\"VtepMAC\":\"02:00:00:00:00:02\"},\
+     \"Podway\":{\"Node\":\"n1\",\"InstanceID\":\"00000000-0000-4000-8000-000000000001\"}}",
+    "10.5.3.0-24\n{\"PublicIP\":\"10.0.0.1\",\"PublicIPv6\":null,\"BackendType\":\"host-gw\"}",
 ];
 
 /// A usual one, and some with blocks at the ends of what an address can be.

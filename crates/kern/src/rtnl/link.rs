@@ -233,8 +233,9 @@ pub(super) fn vxlan(spec: &VxlanSpec) -> LinkMessage {
         },
     ];
     if spec.local.is_ipv6() {
-        // Inner checksums protect the payload; a zero outer one spares the sender the work (RFC 6935).
-        data.extend([InfoVxlan::UDPZeroCsumTX(true), InfoVxlan::UDPZeroCsumRX(true)]);
+        // Accepted without a checksum, as earlier versions sent it (RFC 6935); sent with one: others' devices, flannel's
+        // among them, accept nothing else.
+        data.push(InfoVxlan::UDPZeroCsumRX(true));
     }
     let mut message = by_ref(&LinkRef::Name(spec.name.clone()));
     message.attributes.extend([

@@ -8,10 +8,11 @@ use ipnet::IpNet;
 use super::reader::{Field, Map};
 use super::{CLUSTER_CONFIG_NAME, Document, Kind, bgp_kinds, labels};
 use crate::cluster::{
-    Assignment, Backend, BgpConfig, BgpPeer, ClusterConfig, Encapsulation, Inventory, IpipConfig, IpipMode,
-    MasqueradeConfig, PolicyConfig, PolicyMode, PolicyTimeout, Pool, Reflector, SourceAddress, Switch,
-    Topology, VxlanConfig, WireguardConfig,
+    Assignment, Backend, BgpConfig, BgpPeer, ClusterConfig, Compat, Encapsulation, FlannelCompat, Inventory,
+    IpipConfig, IpipMode, MasqueradeConfig, PolicyConfig, PolicyMode, PolicyTimeout, Pool, Reflector,
+    SourceAddress, Switch, Topology, VxlanConfig, WireguardConfig,
 };
+use crate::flannel::Prefix;
 use crate::ids::{Asn, Mtu, NodeName, Vni};
 use crate::k8s::LabelSelector;
 
@@ -84,6 +85,13 @@ fn cluster_config(field: &Field<'_>) -> Option<ClusterConfig> {
     let forward_rules = map.or("forwardRules", Switch::default(), |f| f.boolean().map(Switch));
     let policy = map.or("policy", PolicyConfig::default(), policy);
     let inventory = map.maybe("inventory", inventory);
+    let compat = map.or("compat", Compat::default(), compat);
+    if compat.as_ref().is_some_and(|compat| compat.flannel.is_some())
+        && backend.is_some_and(|backend| !matches!(backend, Backend::HostGw | Backend::Vxlan))
+        && let Some(field) = map.optional("backend")
+    {
+        field.wrong("vxlan or host-gw, which are the backends that flannel's nodes are talked with (compat)");
+    }
     map.refuse_unknown();
     Some(ClusterConfig {
         backend: backend?,
@@ -96,7 +104,26 @@ fn cluster_config(field: &Field<'_>) -> Option<ClusterConfig> {
         forward_rules: forward_rules?,
         policy: policy?,
         inventory: inventory?,
+        compat: compat?,
     })
+}
+
+/// A word, or a mapping where the defaults are not what is wanted.
+fn compat(field: &Field<'_>) -> Option<Compat> {
+    let expected = "flannel, or a mapping with settings of it";
+    if field.as_text().is_some() {
+        let flannel = Some(FlannelCompat::default());
+        return field.one_of(&[("flannel", ())]).map(|()| Compat { flannel });
+    }
+    let map = field.map(expected)?;
+    let flannel = map.maybe("flannel", |f| {
+        let map = f.map("settings of the talk with flannel's nodes")?;
+        let prefix = map.or("prefix", Prefix::default(), |f| f.parse(Prefix::EXPECTED));
+        map.refuse_unknown();
+        Some(FlannelCompat { prefix: prefix? })
+    });
+    map.refuse_unknown();
+    Some(Compat { flannel: flannel? })
 }
 
 fn inventory(field: &Field<'_>) -> Option<Inventory> {

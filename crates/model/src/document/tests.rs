@@ -239,6 +239,9 @@ fn one_mistake_in_each_field_is_found() {
         (own("ClusterConfig", "default", "{policy: {mode: off}}"), "spec.policy.mode"),
         (own("ClusterConfig", "default", "{polcy: {}}"), "spec.polcy"),
         (own("ClusterConfig", "default", "{inventory: {nodes: []}}"), "spec.inventory.nodes"),
+        (own("ClusterConfig", "default", "{compat: calico}"), "spec.compat"),
+        (own("ClusterConfig", "default", "{compat: {flannel: {prefix: x/}}}"), "spec.compat.flannel.prefix"),
+        (own("ClusterConfig", "default", "{compat: flannel, backend: ipip}"), "spec.backend"),
         (own("ClusterConfig", "default", "{inventory: {nodes: [No_Name]}}"), "spec.inventory.nodes[0]"),
         (
             own("ClusterConfig", "default", "{inventory: {nodes: [n1], graceSeconds: 59}}"),
@@ -566,4 +569,21 @@ fn names_of_filters_and_communities_that_do_not_exist_are_found() {
             "peers/a spec.exportFilter: g found, a BGPFilter (f) expected",
         ]
     );
+}
+
+#[test]
+fn flannels_nodes_are_talked_with_where_flannel_is_named() {
+    let compat = |spec: &str| {
+        let text = format!(
+            "apiVersion: podway.io/v1\nkind: ClusterConfig\nmetadata: {{name: default}}\nspec: {spec}"
+        );
+        let documents = parse_documents("test", &text).unwrap();
+        let Document::ClusterConfig(config) = &documents[0] else { panic!() };
+        config.compat.flannel.as_ref().map(|flannel| flannel.prefix.to_string())
+    };
+    let usual = Some("/coreos.com/network".to_owned());
+    assert_eq!(compat("{compat: flannel}"), usual);
+    assert_eq!(compat("{compat: {flannel: {}}, backend: host-gw}"), usual);
+    assert_eq!(compat("{compat: {flannel: {prefix: /flannel/blue}}}"), Some("/flannel/blue".to_owned()));
+    assert_eq!((compat("{compat: {}}"), compat("{backend: bgp}")), (None, None));
 }

@@ -287,3 +287,30 @@ fn a_release_is_complete_from_any_point_at_which_it_was_cut_off() {
         }
     });
 }
+
+#[test]
+fn a_node_that_is_released_at_once_gives_up_its_subnet_of_flannels_and_no_other_one() {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let store = crate::fake::FakeServer::new().client(Duration::from_secs(10));
+        let config = serde_json::from_str(r#"{"compat": {"flannel": {}}}"#).unwrap();
+        store.put("config", &encode::<ClusterConfig>(&config)).await.unwrap();
+        let lease = |mark: &str| format!(r#"{{"PublicIP": "192.0.2.1", "BackendType": "host-gw"{mark}}}"#);
+        let mark = |node: &str| {
+            format!(
+                r#", "Podway": {{"Node": "{node}", "InstanceID": "00000000-0000-4000-8000-000000000001"}}"#
+            )
+        };
+        let key = |third: u8| format!("/coreos.com/network/subnets/10.5.{third}.0-24");
+        for (third, mark) in [(1, mark("n1")), (2, mark("n2")), (3, String::new())] {
+            store.put(&key(third), lease(&mark).as_bytes()).await.unwrap();
+        }
+        let held = release_node(store.as_ref(), &name(1), Hold::Since(NOW)).await.unwrap();
+        assert_eq!(held.subnets, Vec::<String>::new(), "it ends by itself, when the hold does");
+        let report = release_node(store.as_ref(), &name(1), Hold::None).await.unwrap();
+        assert_eq!(report.subnets, [key(1)]);
+        let left = store.list("/coreos.com/network/subnets/").await.unwrap().entries;
+        assert_eq!(left.iter().map(|entry| entry.key.clone()).collect::<Vec<_>>(), [key(2), key(3)]);
+    });
+}

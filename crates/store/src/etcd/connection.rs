@@ -113,12 +113,12 @@ impl Connection {
         self.config.endpoints.join(", ")
     }
 
-    /// The key with the store's prefix.
+    /// The key with the store's prefix; a whole one as it is.
     pub(super) fn full_key(&self, key: &str) -> String {
-        format!("{}{key}", self.config.prefix)
+        if key.starts_with('/') { key.to_owned() } else { format!("{}{key}", self.config.prefix) }
     }
 
-    /// What etcd holds, with a relative key. `None` for a key that is not text or not below the prefix.
+    /// What etcd holds, with a relative key, or a whole one outside of the prefix. `None` for a key that is neither.
     pub(super) fn entry(&self, kv: &KeyValue) -> Option<Entry> {
         Some(Entry {
             key: self.relative(kv)?,
@@ -128,9 +128,12 @@ impl Connection {
         })
     }
 
-    /// The key without the store's prefix.
+    /// The key without the store's prefix; whole if it is outside.
     pub(super) fn relative(&self, kv: &KeyValue) -> Option<String> {
-        Some(kv.key_str().ok()?.strip_prefix(&self.config.prefix)?.to_owned())
+        let key = kv.key_str().ok()?;
+        key.strip_prefix(&self.config.prefix)
+            .or_else(|| key.starts_with('/').then_some(key))
+            .map(str::to_owned)
     }
 
     /// What keeps the store from taking writes, as it changes.

@@ -138,11 +138,42 @@ impl Store for EtcdStore {
         key: &str,
         value: &[u8],
         expect: Expect,
-        guard: &Guard,
+        guards: &[Guard],
     ) -> Result<Written, StoreError> {
         let write = TxnOp::put(self.connection.full_key(key), value, None);
-        let conditions = vec![self.condition(key, expect), self.condition(&guard.key, guard.expect)];
+        let others = guards.iter().map(|guard| self.condition(&guard.key, guard.expect));
+        let conditions = [self.condition(key, expect)].into_iter().chain(others).collect();
         self.conditional("write", key, conditions, write).await
+    }
+
+    async fn put_for(
+        &self,
+        key: &str,
+        value: &[u8],
+        expect: Expect,
+        seconds: u32,
+    ) -> Result<Written, StoreError> {
+        let grant = async move |mut client: Client| client.lease_grant(i64::from(seconds), None).await;
+        let lease = self.connection.once("make a lease for", key, grant).await?.id();
+        let write =
+            TxnOp::put(self.connection.full_key(key), value, Some(PutOptions::new().with_lease(lease)));
+        let written = self.conditional("write", key, vec![self.condition(key, expect)], write).await;
+        if !matches!(written, Ok(Written::Done { .. })) {
+            // Nothing is bound to it, or the caller looks: at worst it ends by itself.
+            let revoke = async move |mut client: Client| client.lease_revoke(lease).await;
+            if !written.as_ref().is_err_and(StoreError::is_unsure) {
+                drop(self.connection.once("end the lease of", key, revoke).await);
+            }
+        }
+        written
+    }
+
+    fn takes_outside(&self, prefix: &str) -> Result<(), String> {
+        let own = self.connection.full_key("");
+        if prefix.starts_with(own.trim_end_matches('/')) || own.starts_with(prefix) {
+            return Err(format!("{prefix} and the store's own prefix {own} are not apart"));
+        }
+        Ok(())
     }
 
     async fn put_leased(&self, key: &str, value: &[u8], expect: Expect) -> Result<Written, StoreError> {

@@ -46,6 +46,7 @@ impl Rig {
         let folder = program("etcdctl").and_then(|path| path.parent().map(Path::to_owned)).unwrap();
         let path = std::env::var_os("PATH").unwrap_or_default();
         let path = std::env::join_paths([folder].into_iter().chain(std::env::split_paths(&path))).unwrap();
+        command.env("PODWAY_FLANNEL_PREFIX", "/coreos.com/network");
         command.args(arguments).env("PATH", path).env("PODWAY_PASSWORDS", self.folder.join("passwords"));
         if self.is_tls {
             let file = |name: String| self.folder.join(name);
@@ -141,7 +142,7 @@ async fn a_node_lives(store: &Arc<dyn Store>, node: &str, block: &str) {
     store.put(&format!("usage/{node}"), b"{}").await.unwrap();
     let guard = Guard { key: format!("released/{block}"), expect: Expect::Absent };
     let key = format!("claims/{node}/{block}");
-    assert!(done(store.put_guarded(&key, &claim(), Expect::Absent, &guard).await.unwrap()));
+    assert!(done(store.put_guarded(&key, &claim(), Expect::Absent, &[guard]).await.unwrap()));
     let prefixes = [
         "config",
         "pools/",
@@ -214,6 +215,14 @@ async fn a_thief_gets_nothing(rig: &Rig) {
     let (mine, theirs) = (mine.await.unwrap().unwrap(), theirs.await.unwrap().unwrap());
     assert!(theirs.create_revision < mine.create_revision);
     assert_eq!(theirs.value, claim());
+    // During a migration a node takes subnets on flannel's keys, and cannot change flannel's configuration.
+    let subnet = "/coreos.com/network/subnets/10.5.3.0-24";
+    let taken = store.put_for(subnet, b"{}", Expect::Absent, 3600).await.unwrap();
+    assert!(matches!(taken, Written::Done { .. }));
+    assert_eq!(store.list("/coreos.com/network/subnets/").await.unwrap().entries.len(), 1);
+    assert_eq!(store.get("/coreos.com/network/config").await.unwrap(), None);
+    is_denied("config", thief.put("/coreos.com/network/config", "stolen", None).await);
+    is_denied("outside", thief.put("/coreos.com/other", "stolen", None).await);
     // Our own client names what was refused.
     let denied = store.put("claims/n11/10.0.0.0-26", b"x").await.unwrap_err();
     assert!(matches!(&denied, StoreError::Denied { what, .. } if what.contains("claims/n11")), "{denied}");

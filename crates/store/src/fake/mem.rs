@@ -119,15 +119,15 @@ impl Mem {
         Ok(Written::Done { revision: self.put(key, value, lease)? })
     }
 
-    /// Writes if `expect` holds, and `guard` for its key.
+    /// Writes if `expect` holds, and each of `guards` for its key.
     pub fn put_guarded(
         &mut self,
         key: &str,
         value: &[u8],
         expect: Expect,
-        guard: &Guard,
+        guards: &[Guard],
     ) -> Result<Written, LeaseEnded> {
-        if !guard.expect.holds(self.entry(&guard.key).as_ref()) {
+        if guards.iter().any(|guard| !guard.expect.holds(self.entry(&guard.key).as_ref())) {
             return Ok(Written::Refused { found: self.entry(key) });
         }
         self.put_if(key, value, expect, None)

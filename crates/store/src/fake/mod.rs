@@ -203,9 +203,9 @@ impl Store for FakeStore {
         key: &str,
         value: &[u8],
         expect: Expect,
-        guard: &Guard,
+        guards: &[Guard],
     ) -> Result<Written, StoreError> {
-        self.write(|mem| mem.put_guarded(key, value, expect, guard)).await?.map_err(lease_ended)
+        self.write(|mem| mem.put_guarded(key, value, expect, guards)).await?.map_err(lease_ended)
     }
 
     async fn put_leased(&self, key: &str, value: &[u8], expect: Expect) -> Result<Written, StoreError> {
@@ -215,6 +215,24 @@ impl Store for FakeStore {
         })
         .await?
         .map_err(lease_ended)
+    }
+
+    async fn put_for(
+        &self,
+        key: &str,
+        value: &[u8],
+        expect: Expect,
+        seconds: u32,
+    ) -> Result<Written, StoreError> {
+        let write = |mem: &mut Mem| {
+            let lease = mem.grant(Duration::from_secs(seconds.into()));
+            mem.put_if(key, value, expect, Some(lease))
+        };
+        self.write(write).await?.map_err(lease_ended)
+    }
+
+    fn takes_outside(&self, _prefix: &str) -> Result<(), String> {
+        Ok(())
     }
 
     async fn delete(&self, key: &str) -> Result<bool, StoreError> {

@@ -272,14 +272,16 @@ impl Store for FileStore {
         key: &str,
         value: &[u8],
         expect: Expect,
-        guard: &Guard,
+        guards: &[Guard],
     ) -> Result<Written, StoreError> {
         // The lock is held from the look to the write.
         let locked = self.lock_for_write(key).await?;
-        let other = self.wrote(&guard.key, locked.get(&guard.key))?.map(|stored| stored.entry);
-        if !guard.expect.holds(other.as_ref()) {
-            let found = self.wrote(key, locked.get(key))?.map(|stored| stored.entry);
-            return Ok(Written::Refused { found });
+        for guard in guards {
+            let other = self.wrote(&guard.key, locked.get(&guard.key))?.map(|stored| stored.entry);
+            if !guard.expect.holds(other.as_ref()) {
+                let found = self.wrote(key, locked.get(key))?.map(|stored| stored.entry);
+                return Ok(Written::Refused { found });
+            }
         }
         self.wrote(key, locked.put(key, value, Some(expect), None))
     }
@@ -298,6 +300,21 @@ impl Store for FileStore {
             });
         }
         Ok(written)
+    }
+
+    async fn put_for(
+        &self,
+        key: &str,
+        value: &[u8],
+        expect: Expect,
+        seconds: u32,
+    ) -> Result<Written, StoreError> {
+        let locked = self.lock_for_write(key).await?;
+        self.wrote(key, locked.put(key, value, Some(expect), Some(seconds)))
+    }
+
+    fn takes_outside(&self, prefix: &str) -> Result<(), String> {
+        Err(format!("files at {} hold nothing below {prefix}: it is in etcd", self.place.name()))
     }
 
     async fn delete(&self, key: &str) -> Result<bool, StoreError> {

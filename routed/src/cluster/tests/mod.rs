@@ -3,6 +3,7 @@
 
 mod claims;
 mod files;
+mod flannel;
 mod giving_back;
 mod pools;
 mod registry;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use podway_model::cluster::{Claim, Liveness, NodeRecord, Pool, Released, decode, encode};
+use podway_model::flannel::Prefix;
 use podway_model::keys::Key;
 use podway_model::node_file::{BlockState, NodeFile};
 use podway_store::fake::mem::{LeaseId, Mem};
@@ -83,9 +84,13 @@ pub(super) fn claim_in(mem: &Mem, node: &str, block: IpNet) -> Option<Claim> {
 
 /// Changes from `since` on, once per key, or a snapshot.
 pub(super) fn next_event(mem: &Mem, since: Option<i64>) -> Option<(StoreEvent, i64)> {
-    let changed = since.filter(|since| *since <= mem.revision()).map(|since| mem.since(&prefixes(), since));
+    next_below(mem, &prefixes(), since)
+}
+
+fn next_below(mem: &Mem, prefixes: &[String], since: Option<i64>) -> Option<(StoreEvent, i64)> {
+    let changed = since.filter(|since| *since <= mem.revision()).map(|since| mem.since(prefixes, since));
     let Some(Ok((changes, revision))) = changed else {
-        let listing = mem.list(&prefixes());
+        let listing = mem.list(prefixes);
         let revision = listing.revision;
         return Some((StoreEvent::Snapshot { entries: listing.entries, revision }, revision));
     };
@@ -108,6 +113,10 @@ pub(super) fn carry_out(mem: &mut Mem, lease: &mut Option<LeaseId>, write: &Writ
                 _ => *lease.insert(mem.grant(LEASE)),
             };
             mem.put_if(&write.key, value, *expect, Some(id)).unwrap()
+        }
+        Operation::PutFor(value, expect, time) => {
+            let lease = mem.grant(seconds(u64::from(*time)));
+            mem.put_if(&write.key, value, *expect, Some(lease)).unwrap()
         }
         Operation::Delete(revision) => mem.delete_if(&write.key, *revision),
     }
@@ -144,6 +153,10 @@ pub(super) struct Rig {
     started: Duration,
     /// Up to where the watch has delivered; none: a snapshot comes next.
     pub(super) seen: Option<i64>,
+    /// The same for flannel's keys.
+    pub(super) seen_flannel: Option<i64>,
+    /// Whether the watch of flannel's keys delivers.
+    pub(super) flannel: bool,
     pub(super) connected: bool,
     pub(super) lease: Option<LeaseId>,
     pub(super) writing: Writing,
@@ -201,6 +214,8 @@ impl Rig {
             now: Duration::ZERO,
             started: Duration::ZERO,
             seen: None,
+            seen_flannel: None,
+            flannel: true,
             connected: true,
             lease: None,
             writing: Writing::Works,
@@ -237,7 +252,7 @@ impl Rig {
     pub(super) fn restart(&mut self) {
         self.core = Core::new(self.me.clone(), self.disk.clone());
         self.started = self.now;
-        self.seen = None;
+        (self.seen, self.seen_flannel) = (None, None);
         self.looked = (BTreeMap::new(), 0, vec![]);
         self.todo.clear();
         self.held.clear();
@@ -271,6 +286,11 @@ impl Rig {
             {
                 self.seen = Some(revision);
                 self.step(Event::Store(event));
+            } else if self.connected
+                && let Some((prefix, event, revision)) = self.next_of_flannel()
+            {
+                self.seen_flannel = Some(revision);
+                self.step(Event::Flannel(prefix, Ok(event)));
             } else if self.looks && self.look() {
                 let (blocks, generation, elsewhere) = self.looked.clone();
                 self.step(Event::Usage { blocks, generation, elsewhere });
@@ -279,6 +299,13 @@ impl Rig {
             }
         }
         panic!("does not settle: {:?}", self.reports);
+    }
+
+    fn next_of_flannel(&self) -> Option<(Prefix, StoreEvent, i64)> {
+        let prefix = self.core.flannel_prefix().filter(|_| self.flannel)?;
+        let (event, revision) =
+            next_below(&self.mem, &[prefix.config(), prefix.subnets()], self.seen_flannel)?;
+        Some((prefix, event, revision))
     }
 
     /// Looks at the leases; whether something is new.

@@ -672,7 +672,9 @@ impl World {
             Operation::Put(value, _) | Operation::PutGuarded(value, ..) => {
                 Written::Done { revision: self.mem.put(&write.key, value, None).unwrap() }
             }
-            Operation::PutLeased(..) => carry_out(&mut self.mem, &mut self.nodes[node].lease, write),
+            Operation::PutLeased(..) | Operation::PutFor(..) => {
+                carry_out(&mut self.mem, &mut self.nodes[node].lease, write)
+            }
             Operation::Delete(_) => {
                 self.mem.delete(&write.key);
                 Written::Done { revision: self.mem.revision() }
