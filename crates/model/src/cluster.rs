@@ -287,6 +287,9 @@ pub struct BgpConfig {
     /// Whether nodes watch each other by BFD, and with which timers; none: they do not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bfd: Option<NodeBfd>,
+    /// Monitoring stations of every node.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub bmp: Vec<crate::bmp::BmpStation>,
     /// Communities by name, for filters.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub communities: CommunitySets,
@@ -314,6 +317,7 @@ impl Default for BgpConfig {
             password_file: None,
             dscp: None,
             bfd: None,
+            bmp: vec![],
             communities: CommunitySets::new(),
             node_asns: vec![],
         }

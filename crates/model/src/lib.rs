@@ -22,6 +22,7 @@
 //! upgraded apart.
 
 pub mod bgp;
+pub mod bmp;
 pub mod cidr;
 pub mod cluster;
 pub mod config;

@@ -40,6 +40,8 @@ pub(crate) struct Desired {
     pub(crate) unfollowed: BTreeSet<String>,
     /// It is a speaker alone: nobody asks for its routes.
     pub(crate) alone: bool,
+    /// Who is told what neighbours tell.
+    pub(crate) stations: Vec<podway_model::bmp::BmpStation>,
 }
 
 impl Desired {
@@ -91,7 +93,15 @@ pub(crate) fn desired_bgp(view: &ClusterView, node: &NodeName, facts: &LocalFact
     };
     let peers::Added { problems, unfollowed } = peers::add(&mut config, view, node, facts);
     let listen = own.into_iter().map(|address| SocketAddr::new(address, bgp.port)).collect();
-    Some(Desired { config, claims: claims(view), listen, problems, unfollowed, alone: false })
+    Some(Desired {
+        config,
+        claims: claims(view),
+        listen,
+        problems,
+        unfollowed,
+        alone: false,
+        stations: bgp.bmp.clone(),
+    })
 }
 
 fn graceful_restart(bgp: &BgpConfig) -> Option<GracefulRestart> {

@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::bfd::{Change, Watch, Watched};
+use super::bmp::{self, Stations};
 use super::connection::{self, Listeners};
 use super::desired::Desired;
 use super::echo::{Answer, Echoes};
@@ -44,6 +45,8 @@ pub(super) enum Wake {
     Accepted(TcpStream, IpAddr),
     /// The speaker's deadline.
     Deadline,
+    /// A monitoring station's task has something to say.
+    Station(bmp::Told),
     /// Time to look at listeners and keys again.
     Listen,
     /// BFD has something to say.
@@ -81,6 +84,7 @@ pub(super) struct Shell {
     fate: Fate,
     /// None: there is no other node to ask.
     echoes: Option<Echoes>,
+    stations: Stations,
     listen_at: Option<Instant>,
     /// When a flush began whose cost is not known yet: the connections' tasks have not run.
     flushing: Option<Instant>,
@@ -110,12 +114,14 @@ impl Shell {
             bfd: BTreeMap::new(),
             fate: Fate::new(jitter_seed()),
             echoes: None,
+            stations: Stations::new(Duration::ZERO),
             listen_at: None,
             flushing: None,
             peers_file,
             routes: Arc::default(),
             desired,
         };
+        shell.stations.follow(&shell.desired.stations, &mut shell.speaker, Duration::ZERO);
         shell.say_keys(&Keys::default());
         let claims = Arc::new(shell.desired.claims.clone());
         shell.perform(actions);
@@ -137,7 +143,7 @@ impl Shell {
             self.speaker.step(self.now(), Event::Flushed { took: begin.elapsed() }, &mut none);
             self.perform(none);
         }
-        let deadlines = [self.speaker.deadline(), self.fate.deadline()];
+        let deadlines = [self.speaker.deadline(), self.fate.deadline(), self.stations.deadline()];
         let deadline = deadlines.into_iter().flatten().min().map(|at| self.began + at);
         let listen_at = self.listen_at;
         let sleep = async {
@@ -151,6 +157,7 @@ impl Shell {
             Some(event) = self.events.1.recv() => Wake::Event(event),
             Some((stream, remote)) = self.accepted.1.recv() => Wake::Accepted(stream, remote),
             Some(change) = next_change(self.watch.as_mut()) => Wake::Bfd(change),
+            Some(told) = self.stations.next() => Wake::Station(told),
             answers = next_answers(self.echoes.as_ref()) => Wake::Answered(answers),
             () = sleep => if listen_at.is_some_and(|at| at <= Instant::now()) { Wake::Listen } else { Wake::Deadline },
         }
@@ -183,6 +190,10 @@ impl Shell {
                 }
             }
             Wake::Listen => self.listen(),
+            Wake::Station(told) => {
+                let now = self.now();
+                self.stations.handle(told, &self.speaker, now);
+            }
             Wake::Bfd(Change { peer, lost, what }) => {
                 tracing::info!(%peer, "{what}");
                 if let Some(said) = self.bfd.get_mut(&peer) {
@@ -195,8 +206,16 @@ impl Shell {
             }
         }
         while self.tasks.try_join_next().is_some() {}
+        self.tell_stations();
         let settled: Vec<IpAddr> = self.fate.asked().filter(|peer| !self.speaker.is_stale(*peer)).collect();
         settled.into_iter().for_each(|peer| self.judge(fate::Event::Settled(peer)));
+    }
+
+    /// Gives monitoring stations what they can take. After each batch of events, so that what waits shares messages.
+    fn tell_stations(&mut self) {
+        let (now, writers) = (self.now(), &self.writers);
+        let ends = |conn: ConnId| writers.get(&conn).and_then(Writer::ends);
+        self.stations.follow_speaker(&mut self.speaker, &ends, now);
     }
 
     fn on_answers(&mut self, answers: Vec<Answer>) {
@@ -257,6 +276,11 @@ impl Shell {
             self.step(Event::Configured(Arc::new(self.desired.config.clone())));
             self.follow_nodes();
         }
+        if before.stations != self.desired.stations {
+            let now = self.now();
+            self.stations.follow(&self.desired.stations, &mut self.speaker, now);
+        }
+        self.tell_stations();
         self.follow_bfd();
     }
 
@@ -294,6 +318,7 @@ impl Shell {
         // RFC 5880 section 6.8.16, before the silence: nobody takes our end for a failure.
         self.watch = None;
         self.step(Event::Stopped { routes });
+        self.stations.stop().await;
         self.writers.clear();
         self.events.1.close();
         let all = async { while self.tasks.join_next().await.is_some() {} };
@@ -331,6 +356,11 @@ impl Shell {
     /// What the speaker was last told to do.
     pub(super) fn config(&self) -> &podway_bgp::config::SpeakerConfig {
         &self.desired.config
+    }
+
+    /// Monitoring stations.
+    pub(super) fn stations(&self) -> Vec<podway_model::socket::BgpStationStatus> {
+        self.stations.status(self.now())
     }
 
     /// What BFD says of neighbours.
