@@ -2,6 +2,8 @@
 //! unpacked, Go modules built; both stand in the cache, under their versions. What is not to be had is told, and the
 //! tests that use it are skipped.
 
+mod judges;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::Command;
@@ -75,6 +77,7 @@ impl Tools {
     /// Gets BGP speakers of somebody else. Without packages the tests that use them are skipped.
     pub(crate) fn prepare_speakers(&self) {
         self.prepare_packages(&SPEAKERS);
+        self.prepare_judges();
     }
 
     /// Gets packages, each with others beside it; says which are not to be had.
@@ -124,6 +127,7 @@ impl Tools {
     pub(crate) fn foreign_environment(&self) -> Vec<(&'static str, OsString)> {
         let mut environment = vec![("PODWAY_PACKAGES", self.apart().into())];
         environment.extend(Self::cni_plugins().ok().map(|dir| ("PODWAY_CNI_PLUGINS", dir.into())));
+        environment.extend(Self::judges().ok().map(|dir| ("PODWAY_JUDGES", dir.into())));
         environment.extend(Self::go_programs().ok().map(|dir| ("PODWAY_GO_PROGRAMS", dir.into())));
         environment
     }

@@ -1,7 +1,15 @@
 //! A monitoring station as RFC 7854 describes it: reads the octets of one connection and builds each neighbour's tables.
 //! It panics where a message is malformed or comes when it must not.
 
-#![allow(dead_code, unreachable_pub, missing_docs, reason = "each user takes its part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "each user takes its part"
+)]
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
