@@ -330,6 +330,84 @@ fn statistics_come_in_their_time() {
     assert_eq!(watched.ours.deadline(), Some(at + Duration::from_secs(60)));
 }
 
+/// Numbers that look random and are the same each time.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        // xorshift64 (Marsaglia 2003).
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+}
+
+#[test]
+fn whatever_happens_a_station_that_reads_knows_what_is_held() {
+    for seed in 1..=150 {
+        let mut random = Random(0x9e37_79b9_7f4a_7c15 ^ seed);
+        let addresses = ["10.0.0.1", "10.0.0.2", "10.0.0.3"];
+        let open_of = |address: &str| open(if address == "10.0.0.2" { OUTSIDE } else { ASN }, address);
+        let all = |closed: bool| {
+            let mut outside = external();
+            let filter = Filter { rules: vec![], otherwise: Verdict::Reject };
+            outside.options.import = closed.then(|| Arc::new(filter));
+            with([
+                ("10.0.0.1", internal(Role::Mesh)),
+                ("10.0.0.2", outside),
+                ("10.0.0.3", internal(Role::Client)),
+            ])
+        };
+        let mut watched = Watched::new(all(false));
+        let mut conns: std::collections::BTreeMap<&str, ConnId> = std::collections::BTreeMap::new();
+        for _ in 0..80 {
+            let address = addresses[random.below(3) as usize];
+            let prefixes: Vec<Nlri> = (0..=random.below(3))
+                .map(|n| nlri(&format!("10.{}.0.0/16", n * 5 + random.below(5)))[0])
+                .collect();
+            let mut path = attributes(address);
+            path.med = Some(u32::try_from(random.below(3)).unwrap());
+            if address == "10.0.0.2" {
+                path.local_pref = None;
+                path.as_path.prepend(OUTSIDE);
+            }
+            match (random.below(12), conns.get(address).copied()) {
+                (0..=6, None) => {
+                    conns.insert(address, watched.rig.establish(address, &open_of(address)));
+                }
+                (0..=3, Some(conn)) => watched.rig.announce(conn, &path, &prefixes),
+                (4 | 5, Some(conn)) => watched.rig.withdraw(conn, &prefixes),
+                (6, Some(conn)) => {
+                    watched.rig.cut(conn);
+                    conns.remove(address);
+                }
+                (7, _) => watched.rig.configure(all(random.below(2) == 0)),
+                (8, _) => watched.ours.disconnected(),
+                (9, Some(conn)) => watched.rig.end_of_rib(conn, Families::BOTH),
+                (10, _) => {
+                    // A little is read, if there is a connection.
+                    Station::note(&mut watched.rig.speaker, &mut [&mut watched.ours]);
+                    let octets = watched.ours.fill(watched.rig.now, &watched.rig.speaker, &ends, 150);
+                    watched.theirs.read(&octets);
+                }
+                _ => watched.rig.pass(Duration::from_millis(random.below(3000))),
+            }
+            if random.below(10) == 0 {
+                if watched.ours.deadline().is_none() {
+                    watched.connect();
+                }
+                watched.agree();
+            }
+            // A hold timer may have ended one.
+            conns.retain(|_, conn| !watched.rig.closed.contains(conn));
+        }
+        watched.ours.disconnected();
+        watched.connect();
+        watched.agree();
+    }
+}
+
 /// Octet by octet, from the layouts of RFC 7854 section 4.
 #[test]
 fn messages_are_those_of_the_rfc() {
