@@ -290,6 +290,9 @@ pub struct BgpConfig {
     /// Monitoring stations of every node.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub bmp: Vec<crate::bmp::BmpStation>,
+    /// Prefixes that nodes announce to peers outside the cluster, such as service ranges.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub announce: Vec<crate::bgp::Announced>,
     /// Communities by name, for filters.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub communities: CommunitySets,
@@ -318,6 +321,7 @@ impl Default for BgpConfig {
             dscp: None,
             bfd: None,
             bmp: vec![],
+            announce: vec![],
             communities: CommunitySets::new(),
             node_asns: vec![],
         }

@@ -91,7 +91,8 @@ pub(crate) fn desired_bgp(view: &ClusterView, node: &NodeName, facts: &LocalFact
             ..SpeakerOptions::default()
         },
     };
-    let peers::Added { problems, unfollowed } = peers::add(&mut config, view, node, facts);
+    let peers::Added { mut problems, unfollowed } = peers::add(&mut config, view, node, facts);
+    problems.extend(super::announced::add(&mut config, view, node, facts));
     let listen = own.into_iter().map(|address| SocketAddr::new(address, bgp.port)).collect();
     Some(Desired {
         config,
@@ -186,7 +187,7 @@ fn originated(view: &ClusterView, facts: &LocalFacts) -> BTreeMap<IpNet, IpAddr>
     ours.filter_map(|block| Some((block.cidr, address_like(facts, &block.cidr)?))).collect()
 }
 
-fn address_like(facts: &LocalFacts, prefix: &IpNet) -> Option<IpAddr> {
+pub(super) fn address_like(facts: &LocalFacts, prefix: &IpNet) -> Option<IpAddr> {
     match prefix {
         IpNet::V4(_) => facts.address_v4.map(IpAddr::V4),
         IpNet::V6(_) => facts.address_v6.map(IpAddr::V6),

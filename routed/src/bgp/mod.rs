@@ -12,6 +12,7 @@
 //! |---|---|
 //! | `mod.rs` | when a speaker runs, and who asks |
 //! | `desired.rs` | what it shall do: a pure function of the cluster |
+//! | `announced.rs` | service ranges and pools, for peers outside |
 //! | `peers.rs` | neighbours outside the cluster |
 //! | `shell.rs` | events in, actions out |
 //! | `connection.rs` | sockets |
@@ -27,6 +28,9 @@
 //! At the end of the process connections are closed without a NOTIFICATION, so that peers keep our routes until we are
 //! back (RFC 4724); when the backend becomes another one, a Cease ends them and the routes with them.
 
+mod announced;
+#[cfg(test)]
+mod announced_tests;
 mod answers;
 mod bfd;
 mod bmp;

@@ -167,6 +167,7 @@ fn bgp(field: &Field<'_>) -> Option<BgpConfig> {
     let dscp = map.maybe("dscp", dscp);
     let bfd = map.maybe("bfd", bgp_kinds::node_bfd);
     let bmp = map.or("bmp", default.bmp, super::bmp_kinds::stations);
+    let announce = map.or("announce", default.announce, bgp_kinds::announced);
     let communities = map.or("communities", default.communities, bgp_kinds::communities);
     let node_asns = map.or("nodeAsns", default.node_asns, bgp_kinds::node_asns);
     map.refuse_unknown();
@@ -180,6 +181,7 @@ fn bgp(field: &Field<'_>) -> Option<BgpConfig> {
         dscp: dscp?,
         bfd: bfd?,
         bmp: bmp?,
+        announce: announce?,
         communities: communities?,
         node_asns: node_asns?,
     })
