@@ -171,6 +171,11 @@ pub(crate) enum BgpCommand {
     Peers(SocketArgs),
     /// BGP routes that this node knows, best paths marked with *
     Routes(SocketArgs),
+    /// Monitoring stations of this node (BMP)
+    ///
+    /// WAITING counts changed prefixes that the station has not read yet; DROPPED those that were not told one by one
+    /// because too many waited, and ANEW how often a peer was told anew for that.
+    Stations(SocketArgs),
     /// What a peer has told this node, as it came, and what became of it
     Received(PeerArgs),
     /// What a peer has been told

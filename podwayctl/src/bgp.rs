@@ -3,6 +3,7 @@
 pub(crate) mod filter;
 pub(crate) mod paths;
 pub(crate) mod reflector;
+pub(crate) mod stations;
 
 use std::path::Path;
 use std::time::Duration;
@@ -149,7 +150,7 @@ fn route_table(routes: &[BgpRouteStatus]) -> Table {
 }
 
 /// `42s`, `7m`, `3h05m`, `12d`.
-fn since(seconds: u64) -> String {
+pub(crate) fn since(seconds: u64) -> String {
     match seconds {
         0..=119 => format!("{seconds}s"),
         120..=7199 => format!("{}m", seconds / 60),

@@ -79,6 +79,7 @@ async fn run(args: &Args) -> Result<(), Failure> {
         Command::Status(command) => status::run(&args.store, command, &output).await,
         Command::Bgp(BgpCommand::Peers(command)) => bgp::peers(command, &output),
         Command::Bgp(BgpCommand::Routes(command)) => bgp::routes(command, &output),
+        Command::Bgp(BgpCommand::Stations(command)) => bgp::stations::show(command, &output),
         Command::Bgp(BgpCommand::Received(command)) => bgp::paths::received(command, &output),
         Command::Bgp(BgpCommand::Advertised(command)) => bgp::paths::advertised(command, &output),
         Command::Bgp(BgpCommand::Refresh(command)) => bgp::paths::refresh(command, &output),

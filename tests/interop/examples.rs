@@ -32,12 +32,12 @@ const PRIVATE: [&str; 7] =
     ["/etc/podway", "/run/podway", "/var/lib/podway", "/etc/bird", "/run/bird", "/etc/frr", "/run/frr"];
 
 /// The machines of a section.
-struct Scene {
+pub(crate) struct Scene {
     link: Rc<Link>,
-    section: Section,
+    pub(crate) section: Section,
     frr: Option<PathBuf>,
     /// By machine: what runs there.
-    running: BTreeMap<String, Vec<Process>>,
+    pub(crate) running: BTreeMap<String, Vec<Process>>,
 }
 
 impl Scene {
@@ -61,17 +61,17 @@ impl Scene {
         Ok(Some(scene))
     }
 
-    fn place(&self, machine: &str) -> Result<&Place> {
+    pub(crate) fn place(&self, machine: &str) -> Result<&Place> {
         let at = self.section.machines.iter().position(|(name, _)| name == machine);
         Ok(&self.link.places[at.with_context(|| format!("who is {machine}?"))?].0)
     }
 
-    fn put(&self, machine: &str, path: &str, text: &str) -> Result<()> {
+    pub(crate) fn put(&self, machine: &str, path: &str, text: &str) -> Result<()> {
         let written = self.place(machine)?.enter(|| std::fs::write(path, text))?;
         written.with_context(|| format!("write {path} on {machine}"))
     }
 
-    fn log(&self, machine: &str) -> PathBuf {
+    pub(crate) fn log(&self, machine: &str) -> PathBuf {
         self.link.dir.join(format!("{machine}.log"))
     }
 
@@ -94,7 +94,7 @@ impl Scene {
         Ok(command)
     }
 
-    fn begin(&mut self, machine: &str, program: &str, arguments: &[&str]) -> Result<()> {
+    pub(crate) fn begin(&mut self, machine: &str, program: &str, arguments: &[&str]) -> Result<()> {
         let mut command = self.command(program)?;
         command.args(arguments);
         let process = Process::start(self.place(machine)?, program, command, &self.log(machine))?;
@@ -103,7 +103,7 @@ impl Scene {
     }
 
     /// Starts what the machine's file is for.
-    fn start(&mut self, machine: &str) -> Result<()> {
+    pub(crate) fn start(&mut self, machine: &str) -> Result<()> {
         match self.section.file(machine)?.path.as_str() {
             CONFIG => self.begin(machine, "routed", &["speaker", "--config", CONFIG]),
             BIRD => self.begin(machine, "bird", &["-f", "-c", BIRD, "-s", "/run/bird/bird.ctl"]),
@@ -127,20 +127,20 @@ impl Scene {
         Ok(())
     }
 
-    fn start_all(&mut self) -> Result<()> {
-        let machines: Vec<String> = self.section.machines.iter().map(|(name, _)| name.clone()).collect();
+    pub(crate) fn start_all(&mut self) -> Result<()> {
+        let machines: Vec<String> = self.section.files.iter().map(|file| file.machine.clone()).collect();
         machines.iter().try_for_each(|machine| self.start(machine))
     }
 
     /// Types something on a machine.
-    fn run(&self, machine: &str, line: &str) -> Result<Output> {
+    pub(crate) fn run(&self, machine: &str, line: &str) -> Result<Output> {
         let mut command = self.command("sh")?;
         command.args(["-c", line]);
         self.place(machine)?.output(command, b"")
     }
 
     /// Types everything that the page says, until the answers are the page's.
-    fn answers_are_the_pages(&self) -> Result<()> {
+    pub(crate) fn answers_are_the_pages(&self) -> Result<()> {
         ensure!(!self.section.commands.is_empty(), "the page asks for nothing");
         for asked in &self.section.commands {
             let wanted =
@@ -158,7 +158,7 @@ impl Scene {
         Ok(())
     }
 
-    fn ask(&self, machine: &str, question: &RoutedRequest) -> Result<RoutedReply> {
+    pub(crate) fn ask(&self, machine: &str, question: &RoutedRequest) -> Result<RoutedReply> {
         let ask = || Ok(Client::connect(Path::new(SOCKET), Duration::from_secs(5))?.ask(question)?);
         self.place(machine)?.enter(ask)?
     }
@@ -170,7 +170,7 @@ impl Scene {
         }
     }
 
-    fn routes(&self, machine: &str) -> Result<Vec<BgpRouteStatus>> {
+    pub(crate) fn routes(&self, machine: &str) -> Result<Vec<BgpRouteStatus>> {
         match self.ask(machine, &RoutedRequest::BgpRoutes)? {
             RoutedReply::BgpRoutes { routes } => Ok(routes),
             other => bail!("an answer to another question: {other:?}"),
@@ -199,12 +199,12 @@ impl Scene {
     }
 }
 
-fn text(output: &Output) -> String {
+pub(crate) fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
 #[expect(clippy::panic, reason = "a test's way to fail")]
-fn run(test: &str, heading: &str, then: impl FnOnce(&mut Scene) -> Result<()>) {
+pub(crate) fn run(test: &str, heading: &str, then: impl FnOnce(&mut Scene) -> Result<()>) {
     if !root_or_skip(test) {
         return;
     }

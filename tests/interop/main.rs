@@ -6,6 +6,7 @@
 //! source. Needs root; peers come from Debian's packages, which set-up unpacks.
 
 mod bird;
+mod bmp;
 mod exabgp;
 mod examples;
 mod frr;

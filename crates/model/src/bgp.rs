@@ -260,6 +260,17 @@ pub struct NodeAsn {
     pub asn: Asn,
 }
 
+/// A prefix that nodes announce to peers outside the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Announced {
+    /// What.
+    pub prefix: IpNet,
+    /// Which nodes; every node by default.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub node_selector: crate::k8s::LabelSelector,
+}
+
 /// What a `BGPPeer` may say beyond who it is. Every key has a default.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -315,6 +326,9 @@ pub struct PeerOptions {
     /// Families in which it is told a default route by way of us.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub default_originate: Vec<PeerFamily>,
+    /// It is told a pool of which the node has a block in place of the blocks in it.
+    #[serde(skip_serializing_if = "is_default")]
+    pub aggregate: bool,
     /// Several of its paths per destination are taken (RFC 7911).
     #[serde(skip_serializing_if = "is_default")]
     pub add_path_receive: bool,

@@ -316,6 +316,12 @@ pub struct BgpConfig {
     /// Whether nodes watch each other by BFD, and with which timers; none: they do not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bfd: Option<NodeBfd>,
+    /// Monitoring stations of every node.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub bmp: Vec<crate::bmp::BmpStation>,
+    /// Prefixes that nodes announce to peers outside the cluster, such as service ranges.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub announce: Vec<crate::bgp::Announced>,
     /// Communities by name, for filters.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub communities: CommunitySets,
@@ -344,6 +350,8 @@ impl Default for BgpConfig {
             password_file: None,
             dscp: None,
             bfd: None,
+            bmp: vec![],
+            announce: vec![],
             communities: CommunitySets::new(),
             node_asns: vec![],
         }

@@ -18,6 +18,7 @@
 //! | `v1` | `List` | its items |
 
 mod bgp_kinds;
+mod bmp_kinds;
 mod cluster_kinds;
 mod config_file;
 mod kubernetes;

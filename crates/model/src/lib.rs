@@ -23,6 +23,7 @@
 //! upgraded apart.
 
 pub mod bgp;
+pub mod bmp;
 pub mod cidr;
 pub mod cluster;
 pub mod config;

@@ -328,6 +328,8 @@ pub enum RoutedRequest {
     BgpPeers,
     /// Routes in the loc-RIB.
     BgpRoutes,
+    /// Monitoring stations.
+    BgpStations,
     /// What a neighbour has told, as it came.
     BgpReceived {
         /// Its address.
@@ -374,6 +376,11 @@ pub enum RoutedReply {
     BgpPeers {
         /// One per session.
         peers: Vec<BgpPeerStatus>,
+    },
+    /// Monitoring stations.
+    BgpStations {
+        /// One per station.
+        stations: Vec<BgpStationStatus>,
     },
     /// Routes in the loc-RIB.
     BgpRoutes {
@@ -614,6 +621,31 @@ pub struct BgpPathStatus {
     /// Of a path that came: `best`, `used` (let in, and another one is better), or `rejected` (by filter, claim or
     /// rule). Of one that was sent: `sent`.
     pub state: String,
+}
+
+/// A monitoring station (BMP).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BgpStationStatus {
+    /// Its name.
+    pub name: String,
+    /// Where it listens.
+    pub address: std::net::SocketAddr,
+    /// Whether there is a connection.
+    pub connected: bool,
+    /// For how long it has been so.
+    pub since_seconds: u64,
+    /// Messages that it was given, over all connections.
+    pub messages: u64,
+    /// Changed prefixes that wait for it.
+    pub waiting: usize,
+    /// Changes that it was not told one by one, because too many waited.
+    pub dropped: u64,
+    /// Neighbours that it was told anew for that.
+    pub told_anew: u64,
+    /// Why there is, or was last, no connection.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
 }
 
 /// A path in the loc-RIB.

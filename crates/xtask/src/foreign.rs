@@ -60,6 +60,15 @@ const GO_FLANNEL: GoModule = GoModule {
     title: "flannel",
 };
 
+/// Decoders of somebody else, that judge what ours says.
+const GO_JUDGES: GoModule = GoModule {
+    folder: "tests/interop/go",
+    cache: "judges",
+    sources: &["go.mod", "go.sum", "bmpd/main.go"],
+    programs: &["./bmpd"],
+    title: "GoBGP's BMP decoder",
+};
+
 /// CNI plugins of somebody else, with which ours is compared: a Go module, built into the cache.
 const CNI_PLUGINS: &str = "github.com/containernetworking/plugins/plugins";
 /// Their version: the one whose keys, results and files we keep.
@@ -101,6 +110,7 @@ impl Tools {
     /// Gets BGP speakers of somebody else. Without packages the tests that use them are skipped.
     pub(crate) fn prepare_speakers(&self) {
         self.prepare_packages(&SPEAKERS);
+        self.prepare_go(&GO_JUDGES);
     }
 
     /// Gets packages, each with others beside it; says which are not to be had.
@@ -148,6 +158,7 @@ impl Tools {
     pub(crate) fn foreign_environment(&self) -> Vec<(&'static str, OsString)> {
         let mut environment = vec![("PODWAY_PACKAGES", self.apart().into())];
         environment.extend(Self::cni_plugins().ok().map(|dir| ("PODWAY_CNI_PLUGINS", dir.into())));
+        environment.extend(GO_JUDGES.built_to().ok().map(|dir| ("PODWAY_JUDGES", dir.into())));
         environment.extend(GO_RUNTIMES.built_to().ok().map(|dir| ("PODWAY_GO_PROGRAMS", dir.into())));
         environment.extend(GO_FLANNEL.built_to().ok().map(|dir| ("PODWAY_FLANNEL", dir.into())));
         environment

@@ -39,6 +39,8 @@ pub(crate) struct Desired {
     pub(crate) unfollowed: BTreeSet<String>,
     /// It is a speaker alone: nobody asks for its routes.
     pub(crate) alone: bool,
+    /// Who is told what neighbours tell.
+    pub(crate) stations: Vec<podway_model::bmp::BmpStation>,
 }
 
 impl Desired {
@@ -96,9 +98,18 @@ pub(crate) fn desired_bgp(
         },
     };
     topology::add(&mut config, view, node, facts, chosen);
-    let peers::Added { problems, unfollowed } = peers::add(&mut config, view, node, facts);
+    let peers::Added { mut problems, unfollowed } = peers::add(&mut config, view, node, facts);
+    problems.extend(super::announced::add(&mut config, view, node, facts));
     let listen = own.into_iter().map(|address| SocketAddr::new(address, bgp.port)).collect();
-    Some(Desired { config, claims: claims(view), listen, problems, unfollowed, alone: false })
+    Some(Desired {
+        config,
+        claims: claims(view),
+        listen,
+        problems,
+        unfollowed,
+        alone: false,
+        stations: bgp.bmp.clone(),
+    })
 }
 
 fn graceful_restart(bgp: &BgpConfig) -> Option<GracefulRestart> {
@@ -123,7 +134,7 @@ fn originated(view: &ClusterView, facts: &LocalFacts) -> BTreeMap<IpNet, IpAddr>
     ours.filter_map(|block| Some((block.cidr, address_like(facts, &block.cidr)?))).collect()
 }
 
-fn address_like(facts: &LocalFacts, prefix: &IpNet) -> Option<IpAddr> {
+pub(super) fn address_like(facts: &LocalFacts, prefix: &IpNet) -> Option<IpAddr> {
     match prefix {
         IpNet::V4(_) => facts.address_v4.map(IpAddr::V4),
         IpNet::V6(_) => facts.address_v6.map(IpAddr::V6),

@@ -13,6 +13,7 @@
 //! | `mod.rs` | when a speaker runs, and who asks |
 //! | `desired.rs` | what it shall do: a pure function of the cluster |
 //! | `topology.rs` | the other nodes as neighbours |
+//! | `announced.rs` | service ranges and pools, for peers outside |
 //! | `peers.rs` | neighbours outside the cluster |
 //! | `fallback.rs` | the claims in the store, while no reflector is up |
 //! | `shell.rs` | events in, actions out |
@@ -20,6 +21,7 @@
 //! | `writer.rs` | what the kernel takes at once, and what waits |
 //! | `transport.rs` | signatures, TTL security, class of service |
 //! | `bfd.rs` | the thread that watches neighbours by BFD |
+//! | `bmp.rs` | monitoring stations |
 //! | `echo.rs` | asks other nodes' kernels whether they live |
 //! | `peers_file.rs` | who was up before a restart |
 //! | `standalone/` | the speaker alone: `routed speaker` |
@@ -28,8 +30,12 @@
 //! At the end of the process connections are closed without a NOTIFICATION, so that peers keep our routes until we are
 //! back (RFC 4724); when the backend becomes another one, a Cease ends them and the routes with them.
 
+mod announced;
+#[cfg(test)]
+mod announced_tests;
 mod answers;
 mod bfd;
+mod bmp;
 mod connection;
 mod desired;
 mod echo;
@@ -57,7 +63,9 @@ use podway_bgp::topology::{Chooser, Rule, View};
 use podway_daemon::Shutdown;
 use podway_model::cluster::Backend;
 use podway_model::ids::{BootId, NodeName};
-use podway_model::socket::{BgpPathStatus, BgpPeerStatus, BgpRouteStatus, RoutedReply, RoutedRequest};
+use podway_model::socket::{
+    BgpPathStatus, BgpPeerStatus, BgpRouteStatus, BgpStationStatus, RoutedReply, RoutedRequest,
+};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::view::{BgpRoutes, ClusterView, LocalFacts};
@@ -89,6 +97,8 @@ pub(crate) struct Bgp {
 pub(crate) enum Query {
     /// The sessions.
     Peers(oneshot::Sender<Vec<BgpPeerStatus>>),
+    /// Monitoring stations.
+    Stations(oneshot::Sender<Vec<BgpStationStatus>>),
     /// The paths in the RIB.
     Routes(oneshot::Sender<Vec<BgpRouteStatus>>),
     /// What a neighbour has told; none: there is no such neighbour.
@@ -287,6 +297,9 @@ pub(crate) async fn reply(queries: &mpsc::Sender<Query>, request: RoutedRequest)
         RoutedRequest::BgpPeers => {
             ask(queries, Query::Peers).await.map(|peers| RoutedReply::BgpPeers { peers })
         }
+        RoutedRequest::BgpStations => {
+            ask(queries, Query::Stations).await.map(|stations| RoutedReply::BgpStations { stations })
+        }
         RoutedRequest::BgpRoutes => {
             ask(queries, Query::Routes).await.map(|routes| RoutedReply::BgpRoutes { routes })
         }
@@ -328,6 +341,9 @@ fn answer(query: Query, shell: Option<&mut Shell>) {
                 .map(|shell| answers::peers(shell.speaker(), shell.now(), shell.bfd(), shell.fate()))
                 .unwrap_or_default();
             let _ = asker.send(peers);
+        }
+        Query::Stations(asker) => {
+            let _ = asker.send(shell.map(|shell| shell.stations()).unwrap_or_default());
         }
         Query::Routes(asker) => {
             let _ = asker.send(shell.map(|shell| answers::routes(shell.speaker())).unwrap_or_default());

@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::bfd::{Change, Watch, Watched};
+use super::bmp::{self, Stations};
 use super::connection::{self, Listeners};
 use super::desired::Desired;
 use super::echo::{Answer, Echoes};
@@ -45,6 +46,8 @@ pub(super) enum Wake {
     Accepted(TcpStream, IpAddr),
     /// The speaker's deadline.
     Deadline,
+    /// A monitoring station's task has something to say.
+    Station(bmp::Told),
     /// Time to look at listeners and keys again.
     Listen,
     /// BFD has something to say.
@@ -82,6 +85,7 @@ pub(super) struct Shell {
     fate: Fate,
     /// None: there is no other node to ask.
     echoes: Option<Echoes>,
+    stations: Stations,
     listen_at: Option<Instant>,
     /// When a flush began whose cost is not known yet: the connections' tasks have not run.
     flushing: Option<Instant>,
@@ -115,6 +119,7 @@ impl Shell {
             bfd: BTreeMap::new(),
             fate: Fate::new(jitter_seed()),
             echoes: None,
+            stations: Stations::new(Duration::ZERO),
             listen_at: None,
             flushing: None,
             sessions_changed: false,
@@ -123,6 +128,7 @@ impl Shell {
             fallback: Fallback::default(),
             desired,
         };
+        shell.stations.follow(&shell.desired.stations, &mut shell.speaker, Duration::ZERO);
         shell.say_keys(&Keys::default());
         let claims = Arc::new(shell.desired.claims.clone());
         shell.perform(actions);
@@ -145,7 +151,12 @@ impl Shell {
             self.speaker.step(self.now(), Event::Flushed { took: begin.elapsed() }, &mut none);
             self.perform(none);
         }
-        let deadlines = [self.speaker.deadline(), self.fate.deadline(), self.fallback.deadline()];
+        let deadlines = [
+            self.speaker.deadline(),
+            self.fate.deadline(),
+            self.fallback.deadline(),
+            self.stations.deadline(),
+        ];
         let deadline = deadlines.into_iter().flatten().min().map(|at| self.began + at);
         let listen_at = self.listen_at;
         let sleep = async {
@@ -159,6 +170,7 @@ impl Shell {
             Some(event) = self.events.1.recv() => Wake::Event(event),
             Some((stream, remote)) = self.accepted.1.recv() => Wake::Accepted(stream, remote),
             Some(change) = next_change(self.watch.as_mut()) => Wake::Bfd(change),
+            Some(told) = self.stations.next() => Wake::Station(told),
             answers = next_answers(self.echoes.as_ref()) => Wake::Answered(answers),
             () = sleep => if listen_at.is_some_and(|at| at <= Instant::now()) { Wake::Listen } else { Wake::Deadline },
         }
@@ -191,6 +203,10 @@ impl Shell {
                 }
             }
             Wake::Listen => self.listen(),
+            Wake::Station(told) => {
+                let now = self.now();
+                self.stations.handle(told, &self.speaker, now);
+            }
             Wake::Bfd(Change { peer, lost, what }) => {
                 tracing::info!(%peer, "{what}");
                 if let Some(said) = self.bfd.get_mut(&peer) {
@@ -204,8 +220,16 @@ impl Shell {
         }
         while self.tasks.try_join_next().is_some() {}
         self.look_for_reflectors();
+        self.tell_stations();
         let settled: Vec<IpAddr> = self.fate.asked().filter(|peer| !self.speaker.is_stale(*peer)).collect();
         settled.into_iter().for_each(|peer| self.judge(fate::Event::Settled(peer)));
+    }
+
+    /// Gives monitoring stations what they can take. After each batch of events, so that what waits shares messages.
+    fn tell_stations(&mut self) {
+        let (now, writers) = (self.now(), &self.writers);
+        let ends = |conn: ConnId| writers.get(&conn).and_then(Writer::ends);
+        self.stations.follow_speaker(&mut self.speaker, &ends, now);
     }
 
     fn on_answers(&mut self, answers: Vec<Answer>) {
@@ -269,6 +293,11 @@ impl Shell {
             self.remember_peers();
             self.follow_nodes();
         }
+        if before.stations != self.desired.stations {
+            let now = self.now();
+            self.stations.follow(&self.desired.stations, &mut self.speaker, now);
+        }
+        self.tell_stations();
         self.follow_bfd();
         self.look_for_reflectors();
     }
@@ -344,6 +373,7 @@ impl Shell {
         // RFC 5880 section 6.8.16, before the silence: nobody takes our end for a failure.
         self.watch = None;
         self.step(Event::Stopped { routes });
+        self.stations.stop().await;
         self.writers.clear();
         self.events.1.close();
         let all = async { while self.tasks.join_next().await.is_some() {} };
@@ -386,6 +416,11 @@ impl Shell {
     /// Whether sessions came or went since this was asked last.
     pub(super) fn take_sessions_changed(&mut self) -> bool {
         std::mem::take(&mut self.sessions_changed)
+    }
+
+    /// Monitoring stations.
+    pub(super) fn stations(&self) -> Vec<podway_model::socket::BgpStationStatus> {
+        self.stations.status(self.now())
     }
 
     /// What BFD says of neighbours.

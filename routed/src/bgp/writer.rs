@@ -5,6 +5,7 @@
 //! that is woken, a queue and an event for each would cost more than the writing itself.
 
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -69,6 +70,12 @@ impl Writer {
         }
         self.give(pieces)?;
         Some(written)
+    }
+
+    /// Our end and theirs, once the connection stands.
+    pub(super) fn ends(&self) -> Option<(SocketAddr, SocketAddr)> {
+        let half = self.shared.half.get()?;
+        half.local_addr().ok().zip(half.peer_addr().ok())
     }
 
     fn give(&self, pieces: impl Iterator<Item = Bytes>) -> Option<()> {

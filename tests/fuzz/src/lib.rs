@@ -40,6 +40,7 @@ pub const TARGETS: &[Target] = &[
     ("bgp_open", bgp::open),
     ("bgp_refresh", bgp::refresh),
     ("bgp_speaker", speaker::speaker),
+    ("bgp_station", speaker::station),
     ("bgp_update", bgp::update),
     ("cni_config", cni::config),
     ("cni_environment", cni::environment),

@@ -23,6 +23,40 @@ use serde_json::json;
 use crate::leases;
 use crate::mutate::Random;
 
+/// Events of [`crate::speaker`] that bring up sessions of our own connections with the neighbours 1 to 3, announce and
+/// withdraw, and end one session: each octet is a choice there.
+fn sessions() -> Vec<u8> {
+    let mut all = vec![0];
+    for neighbour in 0..3u8 {
+        let conn = [5, neighbour];
+        all.extend([5].iter().chain(&conn));
+        // An OPEN of that neighbour, and a KEEPALIVE.
+        all.extend([7, neighbour, 0].iter().chain(&conn));
+        all.extend([9].iter().chain(&conn));
+    }
+    for round in 0..3u8 {
+        for neighbour in 0..3u8 {
+            let conn = [5, neighbour];
+            for prefix in 1..6u8 {
+                // One prefix, announced with other attributes each time.
+                all.extend([10, prefix, 0, 1, neighbour + 1, round * 8, 0].iter().chain(&conn));
+            }
+            all.extend([10, 1 + round, 0, 0].iter().chain(&conn));
+        }
+        // Time passes.
+        all.extend([0, 8]);
+    }
+    // The last connection is closed.
+    all.extend([17, 5, 2]);
+    // So that a station has read it all before the last changes.
+    all.extend([0, 8].repeat(12));
+    for neighbour in 0..2u8 {
+        all.extend([10, 4, 0, 0, 5, neighbour]);
+        all.extend([10, 5, 0, 1, neighbour + 1, 40, 0, 5, neighbour]);
+    }
+    all
+}
+
 /// The seeds of a target: at least one each.
 pub fn seeds(target: &str) -> Vec<Vec<u8>> {
     match target {
@@ -36,6 +70,7 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
         "bgp_update" => {
             bodies(&updates()).into_iter().map(|body| [&[0], body.as_slice()].concat()).collect()
         }
+        "bgp_station" => vec![sessions()],
         "cni_config" => cni_configurations(),
         "cni_environment" => vec![
             b"CNI_COMMAND=ADD\nCNI_CONTAINERID=c1\nCNI_NETNS=/run/netns/x\nCNI_IFNAME=eth0\nCNI_PATH=/opt/cni/bin\n\

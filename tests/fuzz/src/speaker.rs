@@ -9,6 +9,7 @@ use std::time::Duration;
 use arbitrary::{Result, Unstructured};
 use bytes::{BufMut as _, Bytes, BytesMut};
 use ipnet::IpNet;
+use podway_bgp::bmp::{Station, StationOptions};
 use podway_bgp::config::{
     Circle, Claims, ConnectMode, Export, GracefulRestart, Import, Neighbour, NeighbourOptions, Restarted,
     Role, SecondRestart, SpeakerConfig, SpeakerOptions, Standing,
@@ -21,6 +22,10 @@ use podway_bgp::message::{Nlri, Notification, keepalive, refresh, update};
 use podway_bgp::types::{Families, Family};
 use podway_bgp::{Action, AfterStop, ConnId, Event, Speaker};
 use podway_model::ids::Asn;
+
+/// The station of the core's own tests.
+#[path = "../../../crates/bgp/tests/station/mod.rs"]
+mod station;
 
 /// Own AS number.
 const ASN: u32 = 64512;
@@ -117,6 +122,29 @@ struct World {
     routes: BTreeMap<IpNet, Vec<IpAddr>>,
     log: Vec<Action>,
     config: u16,
+    station: Option<Watching>,
+}
+
+/// A monitoring station: its side of the speaker's, and what it has read.
+struct Watching {
+    ours: Station,
+    theirs: station::Station,
+    turn: u32,
+}
+
+impl Default for Watching {
+    fn default() -> Self {
+        let options = StationOptions {
+            name: "n".to_owned(),
+            description: "podway".to_owned(),
+            pre_policy: true,
+            post_policy: true,
+            loc_rib: true,
+            statistics: Some(Duration::from_secs(5)),
+        };
+        let ours = Station::new(options, Duration::from_secs(1_000_000));
+        Self { ours, theirs: station::Station::default(), turn: 0 }
+    }
 }
 
 /// A sequence of events, twice.
@@ -125,7 +153,16 @@ pub fn speaker(bytes: &[u8]) {
     assert!(first == run(bytes), "the same events gave other actions");
 }
 
+/// A sequence of events, beside which a monitoring station reads now and then, goes and comes.
+pub fn station(bytes: &[u8]) {
+    drop(run_with(bytes, Some(Watching::default())));
+}
+
 fn run(bytes: &[u8]) -> Vec<Action> {
+    run_with(bytes, None)
+}
+
+fn run_with(bytes: &[u8], station: Option<Watching>) -> Vec<Action> {
     let mut u = Unstructured::new(bytes);
     let start: u8 = u.arbitrary().unwrap_or_default();
     let restarted = (start & 1 == 1).then(|| Restarted {
@@ -144,7 +181,9 @@ fn run(bytes: &[u8]) -> Vec<Action> {
         routes: BTreeMap::new(),
         log: vec![],
         config: bits,
+        station,
     };
+    world.speaker.monitor(world.station.is_some());
     world.perform(actions);
     // The end of the bytes ends the sequence.
     while !u.is_empty() {
@@ -152,11 +191,61 @@ fn run(bytes: &[u8]) -> Vec<Action> {
             break;
         }
         world.judge();
+        world.watch();
     }
+    world.compare();
     world.log
 }
 
 impl World {
+    /// The station takes a little; each seventeenth time its connection ends instead.
+    fn watch(&mut self) {
+        let Some(watching) = &mut self.station else { return };
+        Station::note(&mut self.speaker, &mut [&mut watching.ours]);
+        watching.turn += 1;
+        if watching.turn % 17 == 0 {
+            watching.ours.disconnected();
+        } else if watching.turn % 17 == 3 {
+            watching.ours.connected(self.now, &self.speaker);
+            watching.theirs = station::Station::default();
+        } else if watching.turn % 3 == 0 {
+            let octets = watching.ours.fill(self.now, &self.speaker, &|_| None, 300);
+            watching.theirs.read(&octets);
+        }
+    }
+
+    /// What the station knows once it has read everything is what the speaker holds.
+    fn compare(&mut self) {
+        let Some(watching) = &mut self.station else { return };
+        Station::note(&mut self.speaker, &mut [&mut watching.ours]);
+        let mut octets = watching.ours.fill(self.now, &self.speaker, &|_| None, 300);
+        if octets.is_empty() {
+            watching.ours.connected(self.now, &self.speaker);
+            watching.theirs = station::Station::default();
+            octets = watching.ours.fill(self.now, &self.speaker, &|_| None, 300);
+        }
+        while !octets.is_empty() {
+            watching.theirs.read(&octets);
+            octets = watching.ours.fill(self.now, &self.speaker, &|_| None, 300);
+        }
+        let up = |peer: &podway_bgp::event::PeerStatus| peer.state == podway_bgp::session::State::Established;
+        let up: Vec<IpAddr> = self.speaker.peers().into_iter().filter(up).map(|peer| peer.address).collect();
+        let neighbours = watching.theirs.peers.iter().filter(|((kind, _), _)| *kind == 0);
+        let known: Vec<IpAddr> = neighbours.map(|((_, address), _)| *address).collect();
+        assert_eq!(known, up, "sessions that the station knows");
+        for address in up {
+            let (held, peer) = (self.speaker.received_paths(address), &watching.theirs.peers[&(0, address)]);
+            let pre: BTreeMap<Nlri, PathAttributes> = held.iter().map(|(n, a, ..)| (*n, a.clone())).collect();
+            assert_eq!(peer.pre, pre, "what {address} told, before policy");
+            let post: Vec<Nlri> = held.iter().filter(|(.., usable, _)| *usable).map(|(n, ..)| *n).collect();
+            assert_eq!(
+                peer.post.keys().copied().collect::<Vec<_>>(),
+                post,
+                "what {address} told, after policy"
+            );
+        }
+    }
+
     fn step(&mut self, event: Event) {
         let mut actions = vec![];
         self.speaker.step(self.now, event, &mut actions);

@@ -25,7 +25,7 @@ use crate::message::open::Open;
 use crate::message::{HEADER_LEN, MAX_EXTENDED_LEN, Nlri, update};
 use crate::rib::Attributes;
 use crate::speaker::Speaker;
-use crate::speaker::monitor::{Noted, Watched};
+use crate::speaker::monitor::{Changes, Noted, Watched};
 use crate::types::{Families, Family};
 
 /// Changed prefixes that wait for one station: some 6 MB.
@@ -152,12 +152,10 @@ impl Station {
 
     /// Takes the changes since the last call out of the speaker and gives them to all stations.
     pub fn note(speaker: &mut Speaker, stations: &mut [&mut Self]) {
-        let (now, (noted, too_much)) = (speaker.now(), speaker.take_noted());
+        let (now, noted) = (speaker.now(), speaker.take_noted());
         for station in stations {
-            let Some(connection) = &mut station.connection else { continue };
-            noted.iter().for_each(|one| connection.note(one, now, &mut station.status));
-            if too_much {
-                connection.lose_everything(speaker);
+            if let Some(connection) = &mut station.connection {
+                connection.note(&noted, now, &mut station.status);
             }
         }
     }
@@ -202,43 +200,38 @@ struct Cx<'a> {
 
 impl Connection {
     fn note(&mut self, noted: &Noted, now: Duration, status: &mut StationStatus) {
-        match noted {
-            Noted::Up(peer) => drop(self.waiting.insert(*peer)),
-            Noted::Down(peer, session, ended, at) => {
-                if let Some(told) = self.peers.get_mut(peer).filter(|told| told.session == *session) {
-                    told.ended = Some((ended.clone(), *at));
-                    self.changed -= told.changed.len();
-                    told.changed.clear();
+        self.waiting.extend(&noted.up);
+        for (peer, session, ended, at) in &noted.down {
+            if let Some(told) = self.peers.get_mut(peer).filter(|told| told.session == *session) {
+                told.ended = Some((ended.clone(), *at));
+                self.changed -= told.changed.len();
+                told.changed.clear();
+                self.waiting.insert(*peer);
+            }
+        }
+        match &noted.paths {
+            Changes::Some(paths) => {
+                for (peer, nlri) in paths {
+                    // Who is not told of yet will be told of with all that is there then.
+                    let Some(told) = self.peers.get_mut(peer) else { continue };
+                    change(told, *nlri, now, &mut self.changed, status);
                     self.waiting.insert(*peer);
                 }
             }
-            Noted::Path(peer, nlri) => {
-                // Who is not told of yet will be told of with all that is there then.
-                let Some(told) = self.peers.get_mut(peer) else { return };
-                change(told, *nlri, now, &mut self.changed, status);
-                self.waiting.insert(*peer);
-            }
-            Noted::Best(prefix) => {
-                if let Some(told) = &mut self.loc_rib {
-                    change(told, *prefix, now, &mut self.changed, status);
+            Changes::Any => {
+                for (peer, told) in &mut self.peers {
+                    lose(told, &mut self.changed, status);
+                    self.waiting.insert(*peer);
                 }
             }
         }
-    }
-
-    /// Too much has changed for a list of it.
-    fn lose_everything(&mut self, speaker: &Speaker) {
-        for (peer, told) in &mut self.peers {
-            told.lost = true;
-            told.changed.clear();
-            self.waiting.insert(*peer);
+        let Some(told) = &mut self.loc_rib else { return };
+        match &noted.best {
+            Changes::Some(prefixes) => {
+                prefixes.iter().for_each(|prefix| change(told, *prefix, now, &mut self.changed, status));
+            }
+            Changes::Any => lose(told, &mut self.changed, status),
         }
-        if let Some(told) = &mut self.loc_rib {
-            told.lost = true;
-            told.changed.clear();
-        }
-        self.changed = 0;
-        self.waiting.extend(speaker.watched_peers());
     }
 
     fn fill(&mut self, now: Duration, room: usize, status: &mut StationStatus, cx: &mut Cx<'_>) {
@@ -409,11 +402,16 @@ fn change<K: Ord>(told: &mut Told<K>, key: K, now: Duration, all: &mut usize, st
         *all += 1;
     }
     if *all > MOST {
-        *all -= told.changed.len();
-        status.dropped += u64::try_from(told.changed.len()).unwrap_or(u64::MAX);
-        told.changed.clear();
-        told.lost = true;
+        lose(told, all, status);
     }
+}
+
+/// Too much has changed: it is told anew.
+fn lose<K: Ord>(told: &mut Told<K>, all: &mut usize, status: &mut StationStatus) {
+    *all -= told.changed.len();
+    status.dropped += u64::try_from(told.changed.len()).unwrap_or(u64::MAX);
+    told.changed.clear();
+    told.lost = true;
 }
 
 /// What is next of a neighbour's paths: what has changed, else more of its table, else its end.

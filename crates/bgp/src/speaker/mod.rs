@@ -46,7 +46,7 @@ use crate::session::slot::{Cx, Effect};
 use crate::timers::Timers;
 use crate::types::{Families, Family};
 use deferral::Deferral;
-use monitor::{Monitor, Noted};
+use monitor::Noted;
 use pace::Pace;
 use peer::{GroupId, Peer};
 
@@ -87,7 +87,7 @@ pub struct Speaker {
     /// Sessions that have been up.
     sessions: u64,
     /// None: no station wants to know.
-    monitor: Option<Monitor>,
+    monitor: Option<Noted>,
     stopped: bool,
     actions: Vec<Action>,
 }
@@ -328,7 +328,7 @@ impl Speaker {
         }
         if self.is_monitored() {
             let prefixes: Vec<IpNet> = pending.iter().map(|id| self.rib.at(*id).prefix).collect();
-            prefixes.into_iter().for_each(|prefix| self.note(Noted::Best(prefix)));
+            prefixes.into_iter().for_each(|prefix| self.note_best(prefix));
         }
         pending.into_iter().for_each(|id| self.rib.told(id));
     }

@@ -16,27 +16,44 @@ use crate::message::Nlri;
 use crate::rib::{Attributes, DestId};
 use crate::types::{Families, Family};
 
-/// Changes that are noted between two looks. More are no list any more: everything is looked at anew.
+/// Changes of each kind that are noted between two looks. More are no list any more: all of that kind is told anew.
 const MOST: usize = 64 << 10;
 
-/// Something that a station may want to know.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Noted {
-    /// A session came up.
-    Up(IpAddr),
-    /// A session went down: whose, which, why, and when.
-    Down(IpAddr, u64, Ended, Duration),
-    /// A path of a neighbour may be another one, or gone.
-    Path(IpAddr, Nlri),
-    /// The best path of a prefix may be another one, or gone.
-    Best(IpNet),
+/// What was noted since somebody looked. The order between the kinds does not matter: a station is told what is.
+#[derive(Debug, Default)]
+pub(crate) struct Noted {
+    /// Sessions that came up.
+    pub(crate) up: Vec<IpAddr>,
+    /// Sessions that went down: whose, which, why, and when.
+    pub(crate) down: Vec<(IpAddr, u64, Ended, Duration)>,
+    /// Paths of neighbours that may be others, or gone.
+    pub(crate) paths: Changes<(IpAddr, Nlri)>,
+    /// Prefixes whose best path may be another one, or gone.
+    pub(crate) best: Changes<IpNet>,
 }
 
-/// What was noted since somebody looked.
-#[derive(Debug, Default)]
-pub(super) struct Monitor {
-    noted: Vec<Noted>,
-    overflown: bool,
+/// What may have changed.
+#[derive(Debug)]
+pub(crate) enum Changes<T> {
+    /// These.
+    Some(Vec<T>),
+    /// More than a list holds.
+    Any,
+}
+
+impl<T> Default for Changes<T> {
+    fn default() -> Self {
+        Self::Some(vec![])
+    }
+}
+
+impl<T> Changes<T> {
+    fn push(&mut self, one: T) {
+        match self {
+            Self::Some(all) if all.len() < MOST => all.push(one),
+            _ => *self = Self::Any,
+        }
+    }
 }
 
 /// How often what a neighbour told was not used, for one reason each.
@@ -83,23 +100,27 @@ impl Speaker {
         self.monitor = on.then(|| self.monitor.take().unwrap_or_default());
     }
 
-    /// What was noted since the last look, and whether that was too much: then every path may have changed.
-    pub(crate) fn take_noted(&mut self) -> (Vec<Noted>, bool) {
-        let Monitor { noted, overflown } = self.monitor.as_mut().map(std::mem::take).unwrap_or_default();
-        (noted, overflown)
+    /// What was noted since the last look.
+    pub(crate) fn take_noted(&mut self) -> Noted {
+        self.monitor.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
-    pub(super) fn note(&mut self, noted: Noted) {
-        let Some(monitor) = &mut self.monitor else { return };
-        let forgets = matches!(noted, Noted::Path(..) | Noted::Best(_));
-        if forgets && monitor.noted.len() >= MOST {
-            // Sessions are still noted: a reason is nowhere else.
-            monitor.noted.retain(|noted| !matches!(noted, Noted::Path(..) | Noted::Best(_)));
-            monitor.overflown = true;
+    pub(super) fn note_up(&mut self, peer: IpAddr) {
+        self.monitor.iter_mut().for_each(|noted| noted.up.push(peer));
+    }
+
+    pub(super) fn note_down(&mut self, peer: IpAddr, session: u64, ended: Ended) {
+        if let Some(noted) = &mut self.monitor {
+            noted.down.push((peer, session, ended, self.now));
         }
-        if !(forgets && monitor.overflown) {
-            monitor.noted.push(noted);
-        }
+    }
+
+    pub(super) fn note_path(&mut self, peer: IpAddr, nlri: Nlri) {
+        self.monitor.iter_mut().for_each(|noted| noted.paths.push((peer, nlri)));
+    }
+
+    pub(super) fn note_best(&mut self, prefix: IpNet) {
+        self.monitor.iter_mut().for_each(|noted| noted.best.push(prefix));
     }
 
     /// All paths of a prefix may be others.
@@ -110,7 +131,7 @@ impl Speaker {
         let paths = self.rib.get(&prefix).map(|destination| destination.paths());
         let of = |path: &crate::rib::Path| Some((path.source()?, Nlri { prefix, id: path.their_id }));
         let all: Vec<(IpAddr, Nlri)> = paths.into_iter().flatten().filter_map(of).collect();
-        all.into_iter().for_each(|(peer, nlri)| self.note(Noted::Path(peer, nlri)));
+        all.into_iter().for_each(|(peer, nlri)| self.note_path(peer, nlri));
     }
 
     pub(super) fn is_monitored(&self) -> bool {

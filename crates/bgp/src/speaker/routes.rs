@@ -7,7 +7,6 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::Speaker;
-use super::monitor::Noted;
 use super::peer::{Held, Peer};
 use crate::config::{Claims, Import, Neighbour, Relation, Role, SpeakerConfig};
 use crate::event::Action;
@@ -130,7 +129,7 @@ impl Speaker {
             peer.stale_until = None;
             peer.last_resort.clear();
         }
-        monitored.into_iter().for_each(|nlri| self.note(Noted::Path(address, nlri)));
+        monitored.into_iter().for_each(|nlri| self.note_path(address, nlri));
         match exceeded {
             Some((family, max)) => self.on_too_many(address, family, max),
             None => self.warn_of_many(address),

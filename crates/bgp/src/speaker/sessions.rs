@@ -5,7 +5,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::monitor::Noted;
 use super::peer::{GroupId, OUTGOING, Peer, Session};
 use super::{Speaker, outs};
 use crate::bmp::Ended;
@@ -59,7 +58,7 @@ impl Speaker {
         peer.warned = Families::NONE;
         peer.last_error = None;
         peer.restart_until = None;
-        self.note(Noted::Up(address));
+        self.note_up(address);
         self.deferral_session_up(address);
         self.expect_leaving();
         self.pull(address);
@@ -109,7 +108,7 @@ impl Speaker {
         let Some(session) = peer.session.take_if(|session| session.slot == at) else { return };
         (peer.leaving_since, peer.letting_go) = (None, false);
         let ended = peer.slots[at].ended.take().map_or(Ended::Remote, |ended| *ended);
-        self.note(Noted::Down(address, session.number, ended, self.now));
+        self.note_down(address, session.number, ended);
         if let Some(group) = self.groups.get_mut(&session.group) {
             group.leave(address);
         }
@@ -198,7 +197,7 @@ impl Speaker {
                 peer.adj_in.remove(&nlri, &withdrawn);
             }
         }
-        monitored.into_iter().for_each(|nlri| self.note(Noted::Path(address, nlri)));
+        monitored.into_iter().for_each(|nlri| self.note_path(address, nlri));
         let Some(peer) = self.peers.get_mut(&address) else { return };
         if peer.stale.is_empty() {
             peer.restart_until = None;

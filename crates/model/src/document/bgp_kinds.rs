@@ -1,14 +1,15 @@
 //! What documents say of BGP: `BGPFilter`, the options of a `BGPPeer`, communities and AS numbers of nodes.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::cluster_kinds::{asn, number, prefix};
 use super::labels;
 use super::reader::{Field, Map};
 use crate::bgp::{
-    BgpFilter, Community, CommunitySets, FilterMatch, FilterRule, FilterSet, FilterVerdict, InternalRole,
-    NodeAsn, PeerBfd, PeerFamily, PeerNextHop, PeerOptions, PeerRelation, PrefixLimit, PrefixMatch, Prepend,
-    RouteOrigin, RouteSource,
+    Announced, BgpFilter, Community, CommunitySets, FilterMatch, FilterRule, FilterSet, FilterVerdict,
+    InternalRole, NodeAsn, PeerBfd, PeerFamily, PeerNextHop, PeerOptions, PeerRelation, PrefixLimit,
+    PrefixMatch, Prepend, RouteOrigin, RouteSource,
 };
 use crate::cluster::{NodeBfd, PeerExport, PeerImport};
 
@@ -174,6 +175,31 @@ pub(super) fn communities(field: &Field<'_>) -> Option<CommunitySets> {
     read.collect::<Vec<Option<_>>>().into_iter().collect()
 }
 
+/// `ClusterConfig` `bgp.announce`.
+pub(super) fn announced(field: &Field<'_>) -> Option<Vec<Announced>> {
+    let read = field.list("a list of prefixes (prefix, nodeSelector)", |field| {
+        let map = field.map("a prefix that nodes announce (prefix, nodeSelector)")?;
+        let expected = "an IPv4 or IPv6 prefix (10.96.0.0/12), not a default route";
+        let net = map.required("prefix", expected).and_then(|f| {
+            let net = prefix(&f)?;
+            let odd = net.prefix_len() == 0 || net.addr().is_multicast() || net.addr().is_loopback();
+            if odd {
+                f.wrong(expected);
+            }
+            (!odd).then_some(net)
+        });
+        let node_selector = map.or("nodeSelector", Default::default(), labels::selector);
+        map.refuse_unknown();
+        Some(Announced { prefix: net?, node_selector: node_selector? })
+    })?;
+    let all: BTreeSet<_> = read.iter().map(|one| one.prefix).collect();
+    if all.len() < read.len() {
+        field.note(format!("{} prefixes", read.len()), "prefixes that stand there once");
+        return None;
+    }
+    Some(read)
+}
+
 /// `ClusterConfig` `bgp.nodeAsns`.
 pub(super) fn node_asns(field: &Field<'_>) -> Option<Vec<NodeAsn>> {
     field.list("a list of AS numbers of nodes", |field| {
@@ -259,6 +285,7 @@ pub(super) fn peer_options(map: &Map<'_>) -> Option<PeerOptions> {
     let remove_private_as = map.or("removePrivateAs", false, Field::boolean);
     let is_route_server = map.or("isRouteServer", false, Field::boolean);
     let default_originate = map.or("defaultOriginate", vec![], families);
+    let aggregate = map.or("aggregate", false, Field::boolean);
     let add_path_receive = map.or("addPathReceive", false, Field::boolean);
     let add_path_send =
         map.or("addPathSend", 0, |f| number(f, "0 to 64 paths", |n: u8| (n <= 64).then_some(n)));
@@ -293,6 +320,7 @@ pub(super) fn peer_options(map: &Map<'_>) -> Option<PeerOptions> {
         remove_private_as: remove_private_as?,
         is_route_server: is_route_server?,
         default_originate: default_originate?,
+        aggregate: aggregate?,
         add_path_receive: add_path_receive?,
         add_path_send: add_path_send?,
         relation: relation?,

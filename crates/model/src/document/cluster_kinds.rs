@@ -197,6 +197,8 @@ fn bgp(field: &Field<'_>) -> Option<BgpConfig> {
     let password_file = map.maybe("passwordFile", absolute_path);
     let dscp = map.maybe("dscp", dscp);
     let bfd = map.maybe("bfd", bgp_kinds::node_bfd);
+    let bmp = map.or("bmp", default.bmp, super::bmp_kinds::stations);
+    let announce = map.or("announce", default.announce, bgp_kinds::announced);
     let communities = map.or("communities", default.communities, bgp_kinds::communities);
     let node_asns = map.or("nodeAsns", default.node_asns, bgp_kinds::node_asns);
     map.refuse_unknown();
@@ -210,6 +212,8 @@ fn bgp(field: &Field<'_>) -> Option<BgpConfig> {
         password_file: password_file?,
         dscp: dscp?,
         bfd: bfd?,
+        bmp: bmp?,
+        announce: announce?,
         communities: communities?,
         node_asns: node_asns?,
     })

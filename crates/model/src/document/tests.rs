@@ -277,6 +277,37 @@ fn one_mistake_in_each_field_is_found() {
             own("ClusterConfig", "default", "{bgp: {nodeAsns: [{nodeSelector: {}, asn: 0}]}}"),
             "spec.bgp.nodeAsns[0].asn",
         ),
+        (own("ClusterConfig", "default", "{bgp: {bmp: [{}]}}"), "spec.bgp.bmp[0].address"),
+        (own("ClusterConfig", "default", "{bgp: {bmp: [{address: '10.0.0.9:0'}]}}"), "address 10.0.0.9:0"),
+        (
+            own("ClusterConfig", "default", "{bgp: {bmp: [{address: '10.0.0.9:1', statisticsSeconds: 4}]}}"),
+            "spec.bgp.bmp[0].statisticsSeconds",
+        ),
+        (
+            own("ClusterConfig", "default", "{bgp: {bmp: [{address: '10.0.0.9:1', views: [adjOut]}]}}"),
+            "spec.bgp.bmp[0].views[0]",
+        ),
+        (
+            own("ClusterConfig", "default", "{bgp: {bmp: [{address: '1.1.1.1:1'}, {address: '1.1.1.1:1'}]}}"),
+            "an address that stands there once",
+        ),
+        (
+            own("ClusterConfig", "default", "{bgp: {announce: [{prefix: 0.0.0.0/0}]}}"),
+            "spec.bgp.announce[0].prefix",
+        ),
+        (
+            own("ClusterConfig", "default", "{bgp: {announce: [{prefix: 10.96.0.1/12}]}}"),
+            "spec.bgp.announce[0].prefix",
+        ),
+        (
+            own(
+                "ClusterConfig",
+                "default",
+                "{bgp: {announce: [{prefix: 10.96.0.0/12}, {prefix: 10.96.0.0/12}]}}",
+            ),
+            "spec.bgp.announce",
+        ),
+        (own("BGPPeer", "p", "{address: 10.0.0.1, asn: 1, aggregate: 4}"), "spec.aggregate"),
         (own("BGPPeer", "p", "{address: 10.0.0.1, asn: 0}"), "spec.asn"),
         (own("BGPPeer", "p", "{address: 10.0.0.1, asn: 1, import: none, importFilter: x}"), "spec.import"),
         (own("BGPPeer", "p", "{address: 10.0.0.1, asn: 1, exportFilter: A_b}"), "spec.exportFilter"),

@@ -23,6 +23,7 @@ use podway_model::mistakes::Mistakes;
 use serde::Deserialize;
 
 use super::filters::{FilterFile, Named};
+use super::stations::{self, StationFile};
 use crate::bgp::desired::Desired;
 use crate::bgp::transport::read_key;
 
@@ -47,6 +48,8 @@ struct File {
     #[serde(default)]
     missing_med_is_worst: bool,
     own_addresses: Option<BTreeSet<IpAddr>>,
+    #[serde(default)]
+    bmp: Vec<StationFile>,
     #[serde(default)]
     originate: Vec<Originate>,
     #[serde(default)]
@@ -272,6 +275,7 @@ pub(crate) fn parse(source: &str, text: &str) -> Result<Standalone, Mistakes> {
     if let Some(level) = file.log {
         log.level = level;
     }
+    let stations = stations::read(source, &file.bmp, &mut reader.mistakes);
     let desired = Desired {
         config,
         claims: Claims::new(),
@@ -279,6 +283,7 @@ pub(crate) fn parse(source: &str, text: &str) -> Result<Standalone, Mistakes> {
         problems: vec![],
         unfollowed: BTreeSet::new(),
         alone: true,
+        stations,
     };
     let restart_file = file.graceful_restart.and_then(|restart| restart.peers_file);
     reader.mistakes.into_result(Standalone { desired, socket: file.socket, restart_file, log })

@@ -8,6 +8,7 @@
 
 pub(super) mod config;
 mod filters;
+mod stations;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
