@@ -34,7 +34,8 @@ use tokio::sync::{mpsc, watch};
 
 use crate::bgp::{Bgp, Query};
 use crate::cluster::Identity;
-use crate::dataplane::DataplaneStatus;
+use crate::dataplane::changeover::Times;
+use crate::dataplane::{DataplaneStatus, Kept, Told};
 use crate::metrics::Metrics;
 use crate::status::Inputs;
 use crate::underlay::UnderlayStatus;
@@ -73,6 +74,10 @@ pub(crate) async fn start(mut process: Process) -> Result<Process> {
     let (underlay_out, underlay_status) = watch::channel(UnderlayStatus::default());
     let (bgp_out, bgp_routes) = watch::channel(Arc::new(BgpRoutes::default()));
     let (dataplane_out, dataplane_status) = watch::channel(DataplaneStatus::default());
+    let (ways_out, ways) = watch::channel(None);
+    let kept = Kept::read(Path::new(names::ROUTING_FILE), Times::default());
+    // Known before the configuration is: sessions of a change that is under way are kept over a restart.
+    let (kept_out, kept_bgp) = watch::channel(kept.bgp());
     let (queries, asked) = mpsc::channel(QUERIES);
 
     let summary = Summary {
@@ -88,6 +93,7 @@ pub(crate) async fn start(mut process: Process) -> Result<Process> {
         peers_file: Path::new(names::STATE_DIR).join("bgp-peers.json"),
         view: view.clone(),
         facts: facts.clone(),
+        kept: kept_bgp,
         routes: bgp_out,
         queries: asked,
         shutdown: process.shutdown.clone(),
@@ -97,7 +103,7 @@ pub(crate) async fn start(mut process: Process) -> Result<Process> {
     tasks.spawn("underlay", until(shutdown.clone(), underlay::run(section, facts_out, underlay_out)));
     tasks.spawn(
         "cluster",
-        until(shutdown.clone(), cluster::run(identity.clone(), store, facts.clone(), view_out)),
+        until(shutdown.clone(), cluster::run(identity.clone(), store, facts.clone(), ways, view_out)),
     );
     tasks.spawn("bgp", bgp.run());
     tasks.spawn(
@@ -110,7 +116,8 @@ pub(crate) async fn start(mut process: Process) -> Result<Process> {
                 facts,
                 bgp_routes,
                 wireguard.map(|keys| keys.private),
-                dataplane_out,
+                kept,
+                Told { status: dataplane_out, ways: ways_out, bgp: kept_out },
             ),
         ),
     );

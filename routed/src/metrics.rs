@@ -31,6 +31,7 @@ pub(crate) struct Metrics {
     routes: Family<State, Gauge>,
     problems: Gauge,
     foreign_firewalls: Gauge,
+    changeover: Gauge,
     events: Family<Event, Gauge>,
 }
 
@@ -67,6 +68,11 @@ impl Metrics {
             metrics.foreign_firewalls.clone(),
         );
         registry.register(
+            "backend_change_under_way",
+            "1 while the node changes from one backend to another",
+            metrics.changeover.clone(),
+        );
+        registry.register(
             "dataplane_events",
             "What the data plane counted since start",
             metrics.events.clone(),
@@ -99,6 +105,7 @@ impl Metrics {
         let problems = dataplane.problems.len() + inputs.underlay.problems.len() + view.problems.len();
         self.problems.set(saturating(problems));
         self.foreign_firewalls.set(saturating(dataplane.foreign_firewalls));
+        self.changeover.set(dataplane.changeover.is_some().into());
         for (event, count) in &dataplane.counters {
             let count = i64::try_from(*count).unwrap_or(i64::MAX);
             self.events.get_or_create(&Event { event }).set(count);

@@ -69,6 +69,7 @@ pub(crate) fn status(inputs: &Inputs<'_>, held: &[IpAddr]) -> RoutedStatus {
         store: view.store.clone(),
         revision: view.revision,
         backend: dataplane.backend.clone(),
+        changeover: dataplane.changeover.clone(),
         addresses: inputs.facts.map(addresses).unwrap_or_default(),
         tunnel_addresses: tunnels.into_iter().flatten().collect(),
         mtu: dataplane.mtu.map_or(0, podway_model::ids::Mtu::bytes),

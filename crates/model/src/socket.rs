@@ -457,6 +457,9 @@ pub struct RoutedStatus {
     pub revision: i64,
     /// Backend in force.
     pub backend: String,
+    /// A change to this backend that is under way, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changeover: Option<String>,
     /// Underlay addresses.
     pub addresses: Vec<IpAddr>,
     /// Addresses reserved for the node in its own blocks.

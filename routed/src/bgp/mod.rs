@@ -24,7 +24,8 @@
 //! | `answers.rs` | its state for the admin socket |
 //!
 //! At the end of the process connections are closed without a NOTIFICATION, so that peers keep our routes until we are
-//! back (RFC 4724); when the backend becomes another one, a Cease ends them and the routes with them.
+//! back (RFC 4724); when the backend has become another one, a Cease ends them and the routes with them. That is when no
+//! route in any kernel is BGP's any more: the data plane says so (`dataplane::changeover`).
 
 mod answers;
 mod bfd;
@@ -50,7 +51,7 @@ use std::sync::Arc;
 
 use podway_bgp::AfterStop;
 use podway_daemon::Shutdown;
-use podway_model::cluster::Backend;
+use podway_model::cluster::{Backend, BgpConfig};
 use podway_model::ids::{BootId, NodeName};
 use podway_model::socket::{BgpPathStatus, BgpPeerStatus, BgpRouteStatus, RoutedReply, RoutedRequest};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -72,6 +73,8 @@ pub(crate) struct Bgp {
     pub(crate) view: watch::Receiver<Arc<ClusterView>>,
     /// The underlay.
     pub(crate) facts: watch::Receiver<Option<LocalFacts>>,
+    /// Settings under which sessions are kept, where the backend is not bgp: a change from it is under way.
+    pub(crate) kept: watch::Receiver<Option<BgpConfig>>,
     /// Routes for the kernel. `synced` is true where the backend is not bgp.
     pub(crate) routes: watch::Sender<Arc<BgpRoutes>>,
     /// Questions from the admin socket.
@@ -114,6 +117,7 @@ impl Bgp {
                 () = self.shutdown.requested() => break,
                 Ok(()) = self.view.changed() => moved = true,
                 Ok(()) = self.facts.changed() => moved = true,
+                Ok(()) = self.kept.changed() => moved = true,
                 Some(query) = self.queries.recv() => match query {
                     Query::Problems(asker) => {
                         let keys = shell.as_ref().map(Shell::problems).unwrap_or_default();
@@ -132,6 +136,7 @@ impl Bgp {
     /// Starts, reconfigures or stops the speaker as the cluster wants it.
     async fn follow(&mut self, shell: &mut Option<Shell>, problems: &mut Vec<String>) {
         let view = Arc::clone(&self.view.borrow_and_update());
+        let view = as_kept(view, self.kept.borrow_and_update().as_ref());
         let facts = self.facts.borrow_and_update().clone();
         let Some(facts) = facts.filter(|_| view.synced) else { return };
         let mut desired = desired_bgp(&view, &self.node, &facts);
@@ -179,6 +184,18 @@ impl Bgp {
             }
             changed
         });
+    }
+}
+
+/// The cluster with BGP as its backend for as long as sessions are kept.
+fn as_kept(view: Arc<ClusterView>, kept: Option<&BgpConfig>) -> Arc<ClusterView> {
+    match kept {
+        Some(bgp) if view.config.backend != Backend::Bgp => {
+            let mut view = (*view).clone();
+            (view.config.backend, view.config.bgp) = (Backend::Bgp, bgp.clone());
+            Arc::new(view)
+        }
+        _ => view,
     }
 }
 

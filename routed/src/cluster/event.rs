@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use podway_model::node_file::NodeFile;
+use podway_model::ways::Ways;
 use podway_store::{Event as StoreEvent, Expect, Guard, StoreError, Written};
 
 use super::Refusal;
@@ -17,6 +18,8 @@ pub(crate) enum Event {
     Store(StoreEvent),
     /// The kernel's facts, when they change.
     Facts(LocalFacts),
+    /// By which ways packets go, when it changes.
+    Ways(Ways),
     /// How full this node's blocks are, when it changes.
     Usage {
         /// By block.

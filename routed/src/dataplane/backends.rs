@@ -116,7 +116,7 @@ fn direct(facts: &LocalFacts, peer: &PeerBlock<'_>) -> Result<Via, String> {
     })
 }
 
-fn count_neighbours(out: &mut Desired) {
+pub(super) fn count_neighbours(out: &mut Desired) {
     let gateways: BTreeSet<IpAddr> = out
         .routes
         .values()

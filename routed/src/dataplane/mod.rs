@@ -3,13 +3,14 @@
 //! ```text
 //!  ClusterView ─┐
 //!  LocalFacts  ─┼─▶ desired ──▶ plan ──▶ reconcile ──▶ kernel
-//!  BgpRoutes   ─┘  (backends)    ▲                       │ monitor
+//!  BgpRoutes   ─┘ (changeover)   ▲                       │ monitor
 //!                              actual ◀── dropped ◀── notice
 //! ```
 //!
 //! | module | what |
 //! |---|---|
 //! | [`desired`], `backends`, `encapsulation`, [`mtu`] | pure: what the kernel shall hold |
+//! | [`changeover`], `kept` | pure: old and new side by side while the backend changes; what that must not forget |
 //! | `actual` | what it holds: read back, then kept by noting what was changed |
 //! | `plan` | pure: the requests that lead from one to the other, in the kernel's order |
 //! | `reconcile` | reads, plans, applies, until nothing is left to do; for any kernel, fake or real |
@@ -28,10 +29,12 @@
 
 mod actual;
 mod backends;
+pub(crate) mod changeover;
 mod cleanup;
 pub(crate) mod desired;
 mod encapsulation;
 mod forward;
+mod kept;
 pub(crate) mod mtu;
 mod notice;
 mod plan;
@@ -46,6 +49,7 @@ mod tables;
 mod tests;
 
 pub(crate) use cleanup::cleanup;
+pub(crate) use kept::Kept;
 pub(crate) use pods::read_records;
-pub(crate) use run::run;
+pub(crate) use run::{Told, run};
 pub(crate) use status::DataplaneStatus;

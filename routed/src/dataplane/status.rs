@@ -14,6 +14,8 @@ pub(crate) struct DataplaneStatus {
     pub(crate) waiting_for: Vec<String>,
     /// Backend in force, in words; empty until one is.
     pub(crate) backend: String,
+    /// A change to this backend that is under way, in words.
+    pub(crate) changeover: Option<String>,
     /// MTU of pods.
     pub(crate) mtu: Option<Mtu>,
     /// Devices that we made.

@@ -1,5 +1,6 @@
 //! The data plane's task against the kernel, each test in a network namespace of its own. Needs root.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,12 +12,13 @@ use podway_kern::rtnl::{
 };
 use podway_model::cluster::Backend;
 use podway_model::names::{ROUTE_PROTOCOL, VXLAN_DEVICE};
+use podway_model::ways::{Way, Ways};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::super::actual::Actual;
-use super::super::{DataplaneStatus, cleanup, run};
-use super::{Cluster, ip, is_settled, net};
+use super::super::{DataplaneStatus, Kept, Told, cleanup, run};
+use super::{Cluster, TIMES, ip, is_settled, net};
 use crate::view::{BgpRoutes, ClusterView, LocalFacts};
 
 /// More than anything here takes, on a machine that is busy with other things.
@@ -101,24 +103,37 @@ struct Running {
     facts: watch::Sender<Option<LocalFacts>>,
     bgp: watch::Sender<Arc<BgpRoutes>>,
     status: watch::Receiver<DataplaneStatus>,
+    ways: watch::Receiver<Option<Ways>>,
     task: JoinHandle<Result<(), podway_kern::KernelError>>,
+    _folder: Option<tempfile::TempDir>,
 }
 
 impl Running {
+    /// With a file that nobody knows.
     fn start(cluster: &Cluster) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let running = Self::resume(cluster, &folder.path().join("routing.json"));
+        Self { _folder: Some(folder), ..running }
+    }
+
+    /// Goes on where the run before ended, as the file says.
+    fn resume(cluster: &Cluster, state: &Path) -> Self {
         let (view, view_in) = watch::channel(Arc::new(cluster.view.clone()));
         let (facts, facts_in) = watch::channel(Some(cluster.facts.clone()));
         let (bgp, bgp_in) = watch::channel(Arc::new(cluster.bgp.clone()));
         let (status_out, status) = watch::channel(DataplaneStatus::default());
+        let (ways_out, ways) = watch::channel(None);
+        let told = Told { status: status_out, ways: ways_out, bgp: watch::channel(None).0 };
         let task = tokio::spawn(run(
             cluster.node.clone(),
             view_in,
             facts_in,
             bgp_in,
             cluster.wireguard.clone(),
-            status_out,
+            Kept::read(state, TIMES),
+            told,
         ));
-        Self { view, facts, bgp, status, task }
+        Self { view, facts, bgp, status, ways, task, _folder: None }
     }
 
     fn send(&self, cluster: &Cluster) {
