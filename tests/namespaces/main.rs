@@ -14,6 +14,7 @@ mod host_ports;
 mod pmtu;
 mod restarts;
 mod store_outage;
+mod switching;
 
 use anyhow::Result;
 use podway_model::cluster::Backend;
