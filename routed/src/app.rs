@@ -122,8 +122,8 @@ pub(crate) async fn start(mut process: Process) -> Result<Process> {
         ),
     );
     let metrics = Metrics::register(&mut process.metrics);
-    let waiting_for = process.waiting_for.clone();
-    tasks.spawn("summary", until(shutdown.clone(), summary.clone().follow(metrics, waiting_for)));
+    let (waiting_for, remarks) = (process.waiting_for.clone(), process.remarks.clone());
+    tasks.spawn("summary", until(shutdown.clone(), summary.clone().follow(metrics, waiting_for, remarks)));
     tasks.spawn(
         "socket",
         socket.serve(shutdown, move |question| answer(question, summary.clone(), queries.clone())),
@@ -165,12 +165,18 @@ impl Summary {
     }
 
     /// Keeps readiness and metrics up to date.
-    async fn follow(mut self, metrics: Metrics, waiting_for: watch::Sender<Vec<String>>) -> Result<()> {
+    async fn follow(
+        mut self,
+        metrics: Metrics,
+        waiting_for: watch::Sender<Vec<String>>,
+        remarks: watch::Sender<Vec<String>>,
+    ) -> Result<()> {
         loop {
-            let missing = self.with(|inputs| {
+            let (missing, remarked) = self.with(|inputs| {
                 metrics.set(inputs);
-                status::waiting_for(inputs)
+                (status::waiting_for(inputs), status::remarks(inputs))
             });
+            remarks.send_replace(remarked);
             waiting_for.send_if_modified(|shown| {
                 let changed = *shown != missing;
                 if changed {

@@ -31,6 +31,7 @@ pub(crate) struct Metrics {
     routes: Family<State, Gauge>,
     problems: Gauge,
     foreign_firewalls: Gauge,
+    shared_addresses: Gauge,
     changeover: Gauge,
     events: Family<Event, Gauge>,
 }
@@ -66,6 +67,11 @@ impl Metrics {
             "foreign_firewalls",
             "Forward chains of others that drop packets of pods",
             metrics.foreign_firewalls.clone(),
+        );
+        registry.register(
+            "shared_addresses",
+            "Underlay addresses that more than one node publishes",
+            metrics.shared_addresses.clone(),
         );
         registry.register(
             "backend_change_under_way",
@@ -104,7 +110,8 @@ impl Metrics {
         let dataplane = inputs.dataplane;
         let problems = dataplane.problems.len() + inputs.underlay.problems.len() + view.problems.len();
         self.problems.set(saturating(problems));
-        self.foreign_firewalls.set(saturating(dataplane.foreign_firewalls));
+        self.foreign_firewalls.set(saturating(dataplane.foreign_firewalls.len()));
+        self.shared_addresses.set(saturating(dataplane.shared_addresses.len()));
         self.changeover.set(dataplane.changeover.is_some().into());
         for (event, count) in &dataplane.counters {
             let count = i64::try_from(*count).unwrap_or(i64::MAX);

@@ -21,7 +21,8 @@ use podway_testkit::wait::{wait_until, wait_until_ok};
 use crate::restarts::connected;
 use crate::{cluster_with_pods, run};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+/// A change that was overtaken by another one takes half a minute.
+const PATIENCE: Duration = Duration::from_secs(90);
 /// Pieces of a TCP stream: large enough to meet the smaller MTU.
 const PIECE: usize = 4000;
 

@@ -126,7 +126,9 @@ mod tests {
         let (remarks, remarked) = watch::channel(vec![]);
         let (trigger, shutdown) = crate::shutdown::shutdown();
         let server =
-            HealthServer::bind(([127, 0, 0, 1], 0).into(), waiting_for, remarked, Arc::new(registry)).await.unwrap();
+            HealthServer::bind(([127, 0, 0, 1], 0).into(), waiting_for, remarked, Arc::new(registry))
+                .await
+                .unwrap();
         let address = server.local_addr().unwrap();
         let serving = tokio::spawn(server.serve(shutdown));
 

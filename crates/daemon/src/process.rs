@@ -226,8 +226,14 @@ where
     metrics.register("build", "Version that runs", Info::new(vec![("version", program.version)]));
     let listen = (program.section)(&config).health_listen;
 
-    let process =
-        Process { config, shutdown: shutdown.clone(), tasks: Tasks::default(), metrics, waiting_for, remarks };
+    let process = Process {
+        config,
+        shutdown: shutdown.clone(),
+        tasks: Tasks::default(),
+        metrics,
+        waiting_for,
+        remarks,
+    };
     let started = tokio::select! {
         started = start(process) => started?,
         _ = terminate.recv() => return Ok(()),

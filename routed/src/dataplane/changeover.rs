@@ -17,7 +17,8 @@
 //! **BGP** is a way of its own: towards it, an old route stays until BGP is in sync and has a route for the same
 //! destination; from it, sessions are kept ([`Step::bgp`]) until nobody's routes come from BGP any more.
 //!
-//! **A second change in the middle** is a further stage: a route goes by the newest one that the other end takes.
+//! **A second change in the middle** is a further stage: a route goes by the newest one that the other end takes. The old
+//! ways are received longer then ([`Times::overtaken`]).
 //! **A restart in the middle** resumes from the stages, which are written down before anything is programmed; times
 //! begin anew.
 //!
@@ -54,6 +55,10 @@ pub(crate) struct Times {
     /// How long the old way is still received after its last use: for packets under way, and for nodes that do not
     /// publish their ways.
     pub(crate) linger: Duration,
+    /// The same where a change was overtaken by another one before it was complete: a node that reads late sees the first
+    /// change without the second for a moment, and may use a way that everybody else has given up. Longer than the
+    /// connection to the store takes to come back.
+    pub(crate) overtaken: Duration,
     /// Time for others to read that the old way is not received any more, before it is not.
     pub(crate) withdraw: Duration,
     /// How long a node without a sign of life keeps a change from ending. Longer than a machine takes to boot; without
@@ -66,6 +71,7 @@ impl Default for Times {
         Self {
             prepare: Duration::from_secs(1),
             linger: Duration::from_secs(5),
+            overtaken: Duration::from_secs(30),
             withdraw: Duration::from_secs(1),
             absent: Duration::from_secs(600),
         }
@@ -141,6 +147,8 @@ pub(crate) struct Changeover {
     times: Times,
     /// The newest last.
     stages: Vec<Stage>,
+    /// Whether a change came before the one before it was complete.
+    is_overtaken: bool,
     /// Since when nothing goes by an old way.
     settled: Option<Duration>,
     /// Since when nodes have shown no sign of life.
@@ -169,8 +177,9 @@ pub(crate) struct Step {
 impl Changeover {
     /// `stages`: the routings that were in force when an earlier run ended, the newest last.
     pub(crate) fn resume(times: Times, stages: Vec<Routing>) -> Self {
-        let stages = stages.into_iter().map(|routing| Stage { routing, since: Duration::ZERO }).collect();
-        Self { times, stages, settled: None, silent: BTreeMap::new() }
+        let stages: Vec<Stage> =
+            stages.into_iter().map(|routing| Stage { routing, since: Duration::ZERO }).collect();
+        Self { times, is_overtaken: stages.len() > 2, stages, settled: None, silent: BTreeMap::new() }
     }
 
     /// The routings in force: to be written down before what follows from them is programmed.
@@ -192,6 +201,7 @@ impl Changeover {
             _ => {
                 // Who comes back to what he had in the middle of a change needs it once; what is in force is the first.
                 let last = self.stages.len();
+                self.is_overtaken |= last > 1;
                 let mut at = 0..last;
                 self.stages.retain(|stage| at.next() == Some(0) || !stage.routing.leads_alike(&target));
                 self.stages.push(Stage { routing: target, since: now });
@@ -252,7 +262,8 @@ impl Changeover {
         } else {
             self.settled = None;
         }
-        let withdraw_at = self.settled.map(|since| since + self.times.linger);
+        let linger = if self.is_overtaken { self.times.overtaken } else { self.times.linger };
+        let withdraw_at = self.settled.map(|since| since + linger);
         let end_at = withdraw_at.map(|at| at + self.times.withdraw);
         let is_withdrawn = withdraw_at.is_some_and(|at| at <= now);
         let is_confirmed = self.is_withdrawal_shown(inputs, &views);
@@ -271,7 +282,7 @@ impl Changeover {
             bgp: self.bgp(),
             under_way: Some(match waiting.is_empty() {
                 true => format!(
-                    "{from_to}: all routes go the new way, the old one is received a few seconds longer"
+                    "{from_to}: all routes go the new way, the old one is received for some seconds more"
                 ),
                 false => format!("{from_to}: waiting for {}", list(&waiting)),
             }),
@@ -279,7 +290,7 @@ impl Changeover {
         };
         if is_confirmed && end_at.is_some_and(|at| at <= now) {
             self.stages.drain(..last);
-            self.settled = None;
+            (self.settled, self.is_overtaken) = (None, false);
         }
         step
     }

@@ -278,7 +278,7 @@ impl Task {
             for problem in self.tables.in_the_way().iter().filter(|problem| !before.contains(problem)) {
                 tracing::warn!("{problem}");
             }
-            self.shown.foreign_firewalls = self.tables.in_the_way().len();
+            self.shown.foreign_firewalls = self.tables.in_the_way().to_vec();
         }
         self.publish();
         Ok(())
@@ -339,6 +339,8 @@ impl Task {
         }
         all.extend(problems);
         all.extend(desired.problems);
+        all.extend(desired.shared_addresses.iter().cloned());
+        self.shown.shared_addresses = desired.shared_addresses;
         for problem in all.iter().filter(|problem| !self.told.contains(problem)) {
             tracing::warn!("{problem}");
         }

@@ -27,7 +27,9 @@ pub(crate) struct DataplaneStatus {
     /// Other problems, the most important first.
     pub(crate) problems: Vec<String>,
     /// Firewalls of others that are in the way of pods; they are among the problems.
-    pub(crate) foreign_firewalls: usize,
+    pub(crate) foreign_firewalls: Vec<String>,
+    /// Addresses that several nodes publish; they are among the problems.
+    pub(crate) shared_addresses: Vec<String>,
     /// Counters, by name.
     pub(crate) counters: BTreeMap<&'static str, u64>,
 }

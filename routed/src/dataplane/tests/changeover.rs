@@ -183,13 +183,14 @@ impl World {
     }
 
     fn become_quiet(&mut self) {
-        for _ in 0..40 {
+        for round in 0..40 {
             for a in 1..=NODES {
                 self.deliver(a, true);
                 (1..=NODES).for_each(|b| self.connect(a, b));
                 self.pass(a);
             }
-            self.now += ms(50);
+            // Once beyond the longest wait, of a change that was overtaken.
+            self.now += if round == 20 { TIMES.overtaken } else { ms(50) };
         }
     }
 
@@ -391,6 +392,24 @@ fn what_the_new_backend_cannot_reach_is_told_and_keeps_no_change_from_ending() {
         assert_eq!(step.under_way.is_some(), leads(&step).len() == 4, "{time}");
     }
     assert_eq!(leads(&changeover.step(ms(501), cluster.inputs())).len(), 3);
+}
+
+#[test]
+fn a_change_that_is_overtaken_keeps_its_way_for_who_reads_late() {
+    let (mut cluster, mut changeover) = changed(Backend::Vxlan, Backend::HostGw, |_| {});
+    changeover.step(ms(1), cluster.inputs());
+    cluster.view.config.backend = Backend::Vxlan;
+    let step = changeover.step(ms(2), cluster.inputs());
+    assert!(leads(&step).values().all(|way| *way == Way::Vxlan));
+    // Two stages suffice, but they are not forgotten by a restart either.
+    let mut again = Changeover::resume(TIMES, changeover.stages());
+    for (now, changeover) in [(500, &mut changeover), (500, &mut again)] {
+        changeover.step(ms(0), cluster.inputs());
+        assert_eq!(changeover.step(ms(now), cluster.inputs()).receives.len(), 2);
+        changeover.step(ms(61_000), cluster.inputs());
+        changeover.step(ms(61_000), cluster.inputs());
+        assert_eq!(changeover.step(ms(61_000), cluster.inputs()).under_way, None);
+    }
 }
 
 #[test]

@@ -41,6 +41,7 @@ pub(super) fn name(text: &str) -> NodeName {
 pub(super) const TIMES: Times = Times {
     prepare: Duration::from_millis(200),
     linger: Duration::from_millis(200),
+    overtaken: Duration::from_secs(60),
     withdraw: Duration::from_millis(100),
     absent: Duration::from_secs(600),
 };
