@@ -336,6 +336,8 @@ fn a_change_of_backend_leaves_nothing_old() {
             node.settled(&cluster).await;
             let device = node.rtnl.link(VXLAN_DEVICE).unwrap();
             assert_eq!(device.is_some(), backend == Backend::Vxlan, "{backend}");
+            // A change that another one overtakes is complete much later.
+            running.status.wait_for(|status| status.changeover.is_none()).await.unwrap();
         }
         running.stop().await;
     });
