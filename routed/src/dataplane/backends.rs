@@ -230,13 +230,13 @@ fn way(inputs: Inputs<'_>, peer: &PeerBlock<'_>, mtu: Mtu, out: &mut Desired) ->
 
 fn from_bgp(inputs: Inputs<'_>, mtu: Mtu, out: &mut Desired) {
     let Inputs { view, facts, .. } = inputs;
-    let mut owners: BTreeMap<IpAddr, Vec<(&NodeName, &NodeRecord, &BTreeSet<IpNet>)>> = BTreeMap::new();
+    type Owner<'a> = (&'a NodeName, &'a NodeRecord, &'a BTreeSet<IpNet>);
+    let mut owners: BTreeMap<IpAddr, Vec<Owner<'_>>> = BTreeMap::new();
     for (node, seen) in view.nodes.iter().filter(|(node, _)| *node != inputs.node) {
         let Some(record) = &seen.record else { continue };
-        for address in [record.address_v4.map(IpAddr::V4), record.address_v6.map(IpAddr::V6)] {
-            if let Some(address) = address {
-                owners.entry(address).or_default().push((node, record, &seen.blocks));
-            }
+        let addresses = [record.address_v4.map(IpAddr::V4), record.address_v6.map(IpAddr::V6)];
+        for address in addresses.into_iter().flatten() {
+            owners.entry(address).or_default().push((node, record, &seen.blocks));
         }
     }
     let mut off_link: BTreeMap<IpAddr, usize> = BTreeMap::new();

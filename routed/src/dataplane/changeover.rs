@@ -61,8 +61,9 @@ pub(crate) struct Times {
     pub(crate) overtaken: Duration,
     /// Time for others to read that the old way is not received any more, before it is not.
     pub(crate) withdraw: Duration,
-    /// How long a node without a sign of life keeps a change from ending. Longer than a machine takes to boot; without
-    /// an end, a machine that is gone for good would keep the old devices of all others.
+    /// How long a node without a sign of life keeps a change from ending. A day: it may be only its store that is away,
+    /// and its pods would be cut off; without an end, a machine that is gone for good would keep the old devices of all
+    /// others.
     pub(crate) absent: Duration,
 }
 
@@ -73,7 +74,7 @@ impl Default for Times {
             linger: Duration::from_secs(5),
             overtaken: Duration::from_secs(30),
             withdraw: Duration::from_secs(1),
-            absent: Duration::from_secs(600),
+            absent: Duration::from_secs(24 * 3600),
         }
     }
 }
@@ -256,6 +257,11 @@ impl Changeover {
         let old_ways: BTreeSet<Way> = views[..last].iter().flat_map(all_ways).collect();
         for (name, way) in self.still_used(now, inputs, &old_ways - &newest_ways) {
             waiting.entry(name).or_insert_with(|| format!("sends by {way}"));
+        }
+        for (name, why) in &mut waiting {
+            if self.silent.contains_key(name) {
+                *why += ", and shows no sign of life";
+            }
         }
         if waiting.is_empty() {
             self.settled.get_or_insert(now);

@@ -329,9 +329,10 @@ fn a_node_that_is_late_is_waited_for_and_named_and_one_that_is_gone_is_not() {
     let step = changeover.step(ms(70_000), cluster.inputs());
     assert_eq!(by(&step, "10.244.3.0/26"), Way::Direct);
     assert!(step.under_way.unwrap().contains("n3 (sends by vxlan)"));
-    // Without a sign of life it keeps the old device for ten minutes, no longer.
+    // Without a sign of life it is named so, and keeps the old device for its time, no longer.
     cluster.peer(3).live = false;
-    changeover.step(ms(71_000), cluster.inputs());
+    let words = changeover.step(ms(71_000), cluster.inputs()).under_way.unwrap();
+    assert!(words.contains("n3 (sends by vxlan, and shows no sign of life)"), "{words}");
     assert!(changeover.step(ms(670_999), cluster.inputs()).under_way.unwrap().contains("n3"));
     changeover.step(ms(671_000), cluster.inputs());
     changeover.step(ms(671_300), cluster.inputs());
