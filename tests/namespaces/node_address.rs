@@ -97,7 +97,6 @@ fn followed(cluster: &Cluster, address: &str) -> Result<Duration> {
 }
 
 #[test]
-#[expect(clippy::print_stdout, reason = "a measured time, for people")]
 fn an_address_that_changes_is_followed_within_a_second() {
     run("an_address_that_changes_is_followed_within_a_second", || {
         let mut cluster = Cluster::without_daemons(two_nodes("address-changes", Backend::Vxlan))?;
