@@ -190,6 +190,7 @@ pub(crate) mod tests {
             vtep_mac: None,
             wireguard_key: None,
             version: "0.1.0".into(),
+            ways: None,
         };
         let claim = |confirmed| Claim {
             instance_id: instance.parse().unwrap(),

@@ -179,6 +179,7 @@ fn routed_text(text: &mut String, asked: &Asked<RoutedStatus>, colour: bool) {
     line(text, "store", &format!("{} (revision {})", status.store, status.revision));
     line(text, "backend", &format!("{}, MTU {}", status.backend, status.mtu));
     line(text, "topology", status.topology.as_deref().unwrap_or_default());
+    line(text, "under way", status.changeover.as_deref().unwrap_or_default());
     line(text, "addresses", &join(status.addresses.iter().map(ToString::to_string)));
     line(text, "tunnel", &join(status.tunnel_addresses.iter().map(ToString::to_string)));
     let devices = status.devices.iter().map(|device| format!("{} ({} peers)", device.name, device.peers));
@@ -261,6 +262,7 @@ mod tests {
             revision: 42,
             backend: "vxlan".into(),
             topology: None,
+            changeover: None,
             addresses: vec!["10.0.0.1".parse().unwrap()],
             tunnel_addresses: vec!["10.244.0.0".parse().unwrap()],
             mtu: 1450,

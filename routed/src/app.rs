@@ -34,7 +34,8 @@ use tokio::sync::{mpsc, watch};
 
 use crate::bgp::{Bgp, Query};
 use crate::cluster::Identity;
-use crate::dataplane::DataplaneStatus;
+use crate::dataplane::changeover::Times;
+use crate::dataplane::{DataplaneStatus, Kept, Told};
 use crate::metrics::Metrics;
 use crate::status::Inputs;
 use crate::underlay::UnderlayStatus;
@@ -73,6 +74,10 @@ pub(crate) async fn start(mut process: Process) -> Result<Process> {
     let (underlay_out, underlay_status) = watch::channel(UnderlayStatus::default());
     let (bgp_out, bgp_routes) = watch::channel(Arc::new(BgpRoutes::default()));
     let (dataplane_out, dataplane_status) = watch::channel(DataplaneStatus::default());
+    let (ways_out, ways) = watch::channel(None);
+    let kept = Kept::read(Path::new(names::ROUTING_FILE), Times::default());
+    // Known before the configuration is: sessions of a change that is under way are kept over a restart.
+    let (kept_out, kept_bgp) = watch::channel(kept.bgp());
     let (queries, asked) = mpsc::channel(QUERIES);
 
     let summary = Summary {
@@ -88,6 +93,7 @@ pub(crate) async fn start(mut process: Process) -> Result<Process> {
         peers_file: Path::new(names::STATE_DIR).join("bgp-peers.json"),
         view: view.clone(),
         facts: facts.clone(),
+        kept: kept_bgp,
         routes: bgp_out,
         queries: asked,
         shutdown: process.shutdown.clone(),
@@ -97,7 +103,7 @@ pub(crate) async fn start(mut process: Process) -> Result<Process> {
     tasks.spawn("underlay", until(shutdown.clone(), underlay::run(section, facts_out, underlay_out)));
     tasks.spawn(
         "cluster",
-        until(shutdown.clone(), cluster::run(identity.clone(), store, facts.clone(), view_out)),
+        until(shutdown.clone(), cluster::run(identity.clone(), store, facts.clone(), ways, view_out)),
     );
     tasks.spawn("bgp", bgp.run());
     tasks.spawn(
@@ -110,13 +116,14 @@ pub(crate) async fn start(mut process: Process) -> Result<Process> {
                 facts,
                 bgp_routes,
                 wireguard.map(|keys| keys.private),
-                dataplane_out,
+                kept,
+                Told { status: dataplane_out, ways: ways_out, bgp: kept_out },
             ),
         ),
     );
     let metrics = Metrics::register(&mut process.metrics);
-    let waiting_for = process.waiting_for.clone();
-    tasks.spawn("summary", until(shutdown.clone(), summary.clone().follow(metrics, waiting_for)));
+    let (waiting_for, remarks) = (process.waiting_for.clone(), process.remarks.clone());
+    tasks.spawn("summary", until(shutdown.clone(), summary.clone().follow(metrics, waiting_for, remarks)));
     tasks.spawn(
         "socket",
         socket.serve(shutdown, move |question| answer(question, summary.clone(), queries.clone())),
@@ -158,12 +165,18 @@ impl Summary {
     }
 
     /// Keeps readiness and metrics up to date.
-    async fn follow(mut self, metrics: Metrics, waiting_for: watch::Sender<Vec<String>>) -> Result<()> {
+    async fn follow(
+        mut self,
+        metrics: Metrics,
+        waiting_for: watch::Sender<Vec<String>>,
+        remarks: watch::Sender<Vec<String>>,
+    ) -> Result<()> {
         loop {
-            let missing = self.with(|inputs| {
+            let (missing, remarked) = self.with(|inputs| {
                 metrics.set(inputs);
-                status::waiting_for(inputs)
+                (status::waiting_for(inputs), status::remarks(inputs))
             });
+            remarks.send_replace(remarked);
             waiting_for.send_if_modified(|shown| {
                 let changed = *shown != missing;
                 if changed {

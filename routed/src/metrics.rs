@@ -31,6 +31,8 @@ pub(crate) struct Metrics {
     routes: Family<State, Gauge>,
     problems: Gauge,
     foreign_firewalls: Gauge,
+    shared_addresses: Gauge,
+    changeover: Gauge,
     events: Family<Event, Gauge>,
 }
 
@@ -67,6 +69,16 @@ impl Metrics {
             metrics.foreign_firewalls.clone(),
         );
         registry.register(
+            "shared_addresses",
+            "Underlay addresses that more than one node publishes",
+            metrics.shared_addresses.clone(),
+        );
+        registry.register(
+            "backend_change_under_way",
+            "1 while the node changes from one backend to another",
+            metrics.changeover.clone(),
+        );
+        registry.register(
             "dataplane_events",
             "What the data plane counted since start",
             metrics.events.clone(),
@@ -98,7 +110,9 @@ impl Metrics {
         let dataplane = inputs.dataplane;
         let problems = dataplane.problems.len() + inputs.underlay.problems.len() + view.problems.len();
         self.problems.set(saturating(problems));
-        self.foreign_firewalls.set(saturating(dataplane.foreign_firewalls));
+        self.foreign_firewalls.set(saturating(dataplane.foreign_firewalls.len()));
+        self.shared_addresses.set(saturating(dataplane.shared_addresses.len()));
+        self.changeover.set(dataplane.changeover.is_some().into());
         for (event, count) in &dataplane.counters {
             let count = i64::try_from(*count).unwrap_or(i64::MAX);
             self.events.get_or_create(&Event { event }).set(count);

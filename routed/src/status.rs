@@ -52,6 +52,13 @@ pub(crate) fn waiting_for(inputs: &Inputs<'_>) -> Vec<String> {
     missing
 }
 
+/// What an operator should see to though the node does its part: shown with readiness, and never in its way. A node that is
+/// not ready is taken out of service with all its pods, which no firewall between nodes and no other node's mistake deserves.
+pub(crate) fn remarks(inputs: &Inputs<'_>) -> Vec<String> {
+    let dataplane = inputs.dataplane;
+    dataplane.foreign_firewalls.iter().chain(&dataplane.shared_addresses).cloned().collect()
+}
+
 /// The whole answer to `podwayctl status`. `held` are the addresses that are leased on this node.
 pub(crate) fn status(inputs: &Inputs<'_>, held: &[IpAddr]) -> RoutedStatus {
     let view = inputs.view;
@@ -70,6 +77,7 @@ pub(crate) fn status(inputs: &Inputs<'_>, held: &[IpAddr]) -> RoutedStatus {
         revision: view.revision,
         backend: dataplane.backend.clone(),
         topology: None,
+        changeover: dataplane.changeover.clone(),
         addresses: inputs.facts.map(addresses).unwrap_or_default(),
         tunnel_addresses: tunnels.into_iter().flatten().collect(),
         mtu: dataplane.mtu.map_or(0, podway_model::ids::Mtu::bytes),

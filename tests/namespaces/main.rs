@@ -10,11 +10,14 @@ mod connectivity;
 mod controller;
 mod enforcement;
 mod failures;
+mod firewalls;
 mod flannel;
 mod host_ports;
+mod node_address;
 mod pmtu;
 mod restarts;
 mod store_outage;
+mod switching;
 mod topologies;
 
 use anyhow::Result;

@@ -1,7 +1,8 @@
 //! `/healthz`, `/readyz` and `/metrics` over plain HTTP, on the address that the configuration names.
 //!
 //! `/healthz` answers 200 as long as the event loop turns. `/readyz` answers 503 with one reason per line until
-//! nothing is missing any more. Nothing else can be asked and nothing can be changed here: that is what the unix
+//! nothing is missing any more; then lines that begin with `remark:` say what an operator should see to though the daemon
+//! does its part. Nothing else can be asked and nothing can be changed here: that is what the unix
 //! socket is for.
 
 use std::io;
@@ -33,21 +34,24 @@ pub struct HealthServer {
 #[derive(Debug, Clone)]
 struct Shown {
     waiting_for: watch::Receiver<Vec<String>>,
+    remarks: watch::Receiver<Vec<String>>,
     metrics: Arc<Registry>,
 }
 
 impl HealthServer {
-    /// Binds `listen`. `waiting_for` says in words what is missing until the daemon is ready.
+    /// Binds `listen`. `waiting_for` says in words what is missing until the daemon is ready; `remarks`, what does not
+    /// make it unready.
     ///
     /// # Errors
     /// The address is in use, or not ours.
     pub async fn bind(
         listen: SocketAddr,
         waiting_for: watch::Receiver<Vec<String>>,
+        remarks: watch::Receiver<Vec<String>>,
         metrics: Arc<Registry>,
     ) -> io::Result<Self> {
         let listener = TcpListener::bind(listen).await?;
-        Ok(Self { listener, state: Shown { waiting_for, metrics } })
+        Ok(Self { listener, state: Shown { waiting_for, remarks, metrics } })
     }
 
     /// The address in use: the port, where 0 was asked for.
@@ -74,11 +78,12 @@ impl HealthServer {
 
 async fn ready(State(shown): State<Shown>) -> impl IntoResponse {
     let missing = shown.waiting_for.borrow().clone();
+    let remarks: String = shown.remarks.borrow().iter().map(|remark| format!("remark: {remark}\n")).collect();
     if missing.is_empty() {
-        (StatusCode::OK, "ready\n".to_owned())
+        (StatusCode::OK, format!("ready\n{remarks}"))
     } else {
         let lines: String = missing.iter().map(|reason| format!("{reason}\n")).collect();
-        (StatusCode::SERVICE_UNAVAILABLE, lines)
+        (StatusCode::SERVICE_UNAVAILABLE, lines + &remarks)
     }
 }
 
@@ -118,9 +123,12 @@ mod tests {
         registry.register("repairs", "Foreign changes repaired", repairs.clone());
         repairs.inc();
         let (missing, waiting_for) = watch::channel(vec!["store: not synced".to_owned()]);
+        let (remarks, remarked) = watch::channel(vec![]);
         let (trigger, shutdown) = crate::shutdown::shutdown();
         let server =
-            HealthServer::bind(([127, 0, 0, 1], 0).into(), waiting_for, Arc::new(registry)).await.unwrap();
+            HealthServer::bind(([127, 0, 0, 1], 0).into(), waiting_for, remarked, Arc::new(registry))
+                .await
+                .unwrap();
         let address = server.local_addr().unwrap();
         let serving = tokio::spawn(server.serve(shutdown));
 
@@ -129,6 +137,10 @@ mod tests {
         assert!(answer.starts_with("HTTP/1.1 503") && answer.ends_with("store: not synced\n"), "{answer}");
         missing.send_replace(vec![]);
         assert!(ask(address, "/readyz").await.starts_with("HTTP/1.1 200"));
+        remarks.send_replace(vec!["chain x drops".to_owned()]);
+        let answer = ask(address, "/readyz").await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert!(answer.ends_with("ready\nremark: chain x drops\n"), "{answer}");
         let answer = ask(address, "/metrics").await;
         assert!(answer.contains("openmetrics-text"), "{answer}");
         assert!(answer.contains("podway_test_repairs_total 1\n") && answer.ends_with("# EOF\n"), "{answer}");

@@ -65,6 +65,8 @@ pub struct Process {
     pub metrics: Registry,
     /// What is missing until the daemon is ready, in words; empty when it is.
     pub waiting_for: watch::Sender<Vec<String>>,
+    /// What an operator should see to though it does not make the daemon unready; shown with readiness.
+    pub remarks: watch::Sender<Vec<String>>,
 }
 
 /// Runs a daemon: `fn main() -> ExitCode { run(PROGRAM, start) }`.
@@ -219,22 +221,29 @@ where
     let mut interrupt = signal(SignalKind::interrupt())?;
     let (trigger, shutdown) = shutdown::shutdown();
     let (waiting_for, mut seen) = watch::channel(vec!["the daemon starts".to_owned()]);
+    let (remarks, remarked) = watch::channel(vec![]);
     let mut metrics = Registry::with_prefix(format!("podway_{}", program.name.replace('-', "_")));
     metrics.register("build", "Version that runs", Info::new(vec![("version", program.version)]));
     let listen = (program.section)(&config).health_listen;
 
-    let process =
-        Process { config, shutdown: shutdown.clone(), tasks: Tasks::default(), metrics, waiting_for };
+    let process = Process {
+        config,
+        shutdown: shutdown.clone(),
+        tasks: Tasks::default(),
+        metrics,
+        waiting_for,
+        remarks,
+    };
     let started = tokio::select! {
         started = start(process) => started?,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
-    let Process { mut tasks, metrics, waiting_for, .. } = started;
+    let Process { mut tasks, metrics, waiting_for, remarks, .. } = started;
     // The daemon keeps its own clones; this one keeps the channel open for the health server.
-    let _open = waiting_for;
+    let _open = (waiting_for, remarks);
     if let Some(listen) = listen {
-        let server = HealthServer::bind(listen, seen.clone(), Arc::new(metrics))
+        let server = HealthServer::bind(listen, seen.clone(), remarked, Arc::new(metrics))
             .await
             .map_err(|error| anyhow::anyhow!("healthListen {listen}: {error}"))?;
         tasks.spawn("health", server.serve(shutdown));

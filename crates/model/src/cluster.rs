@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::bgp::{CommunitySets, NodeAsn, PeerOptions};
 use crate::ids::{Asn, InstanceId, MacAddr, Mtu, NodeName, ObjectName, Vni, WireguardKey};
 use crate::k8s::LabelSelector;
+use crate::ways::Ways;
 use crate::{SCHEMA, accepts_schema, flannel};
 
 /// Why a stored value cannot be used.
@@ -527,6 +528,9 @@ pub struct NodeRecord {
     pub wireguard_key: Option<WireguardKey>,
     /// Version of Podway, for people.
     pub version: String,
+    /// The ways of its packets; none: it does not tell, such as an older version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ways: Option<Ways>,
 }
 
 impl NodeRecord {

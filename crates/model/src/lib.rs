@@ -18,6 +18,7 @@
 //! | [`bgp`] | what operators say of BGP: filters, communities, options of a peer |
 //! | [`endpoint`] | `/run/podway/endpoints/<id>.json`, from the CNI plugin to the daemons |
 //! | [`socket`] | messages on `/run/podway/*.sock` |
+//! | [`ways`] | by which ways packets get from node to node, as nodes tell each other |
 //!
 //! Every stored value carries [`SCHEMA`]. Readers accept [`accepts_schema`], so binary and daemons can be
 //! upgraded apart.
@@ -37,6 +38,7 @@ pub mod mistakes;
 pub mod names;
 pub mod node_file;
 pub mod socket;
+pub mod ways;
 
 /// Version of the stored forms that this build writes.
 pub const SCHEMA: u32 = 1;

@@ -27,6 +27,8 @@ pub const DELEGATED_DIR: &str = "/run/podway/delegated";
 pub const ROUTED_SOCKET: &str = "/run/podway/routed.sock";
 /// Socket of `policy-agent`: endpoint announcements from the CNI plugin, questions from `podwayctl`.
 pub const POLICY_SOCKET: &str = "/run/podway/policy.sock";
+/// Routings in force on this node: what a change of backend must not forget over a restart.
+pub const ROUTING_FILE: &str = "/run/podway/routing.json";
 /// Persistent node state.
 pub const STATE_DIR: &str = "/var/lib/podway";
 /// The node file.

@@ -467,6 +467,9 @@ pub struct RoutedStatus {
     /// Who has BGP sessions with whom, in words; none: another backend.
     #[serde(default)]
     pub topology: Option<String>,
+    /// A change to this backend that is under way, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changeover: Option<String>,
     /// Underlay addresses.
     pub addresses: Vec<IpAddr>,
     /// Addresses reserved for the node in its own blocks.

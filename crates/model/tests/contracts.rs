@@ -9,6 +9,7 @@ use podway_model::ids::{Asn, IfName, MacAddr, Mtu, NodeName, Vni};
 use podway_model::keys::Key;
 use podway_model::node_file::NodeFile;
 use podway_model::socket::{Envelope, PolicyRequest, RoutedReply};
+use podway_model::ways::Way;
 use podway_model::{k8s, names};
 use proptest::prelude::*;
 
@@ -82,6 +83,9 @@ proptest! {
             instance_id: instance_id.clone(), address_v4: Some(v4.into()), address_v6: None, tunnel_v4: None, tunnel_v6: None,
             labels: [("zone".to_owned(), "a".to_owned())].into(), asn: None, vtep_mac: Some(MacAddr(mac)),
             wireguard_key: Some(podway_model::ids::WireguardKey([mac[0]; 32])), version: "0.1.0".into(),
+            ways: live.then(|| podway_model::ways::Ways {
+                receives: [Way::Direct, Way::Vxlan].into(), sends: [Way::Bgp].into(),
+            }),
         };
         prop_assert_eq!(cluster::decode::<NodeRecord>(&cluster::encode(&record)).expect("own form"), record);
         let liveness = Liveness { instance_id, addresses: vec![IpAddr::from(v4)] };

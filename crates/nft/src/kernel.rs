@@ -152,6 +152,8 @@ pub struct RuleDump {
     /// Source and destination addresses that must lie in a prefix, in order. One that is met in another way, by a set or
     /// an extension of iptables, is not there.
     pub networks: Vec<(Field, IpNet)>,
+    /// Names of the extensions of iptables in it, matches and targets, in order.
+    pub extensions: Vec<String>,
     /// What becomes of a packet that it fits, where that is in the rule itself.
     pub verdict: Option<Verdict>,
 }

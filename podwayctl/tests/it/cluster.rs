@@ -35,6 +35,7 @@ pub(crate) fn join_two_nodes(place: &Place) {
             vtep_mac: None,
             wireguard_key: None,
             version: "0.1.0".to_owned(),
+            ways: None,
         };
         let claim = Claim { instance_id: instance(), pool: "v4".parse().expect("a name"), confirmed: true };
         let live = Liveness { instance_id: instance(), addresses: vec![] };
@@ -173,6 +174,7 @@ fn routed(ready: bool) -> RoutedStatus {
         revision: 7,
         backend: "bgp".to_owned(),
         topology: None,
+        changeover: None,
         addresses: vec![],
         tunnel_addresses: vec![],
         mtu: 1500,

@@ -224,6 +224,7 @@ mod tests {
             vtep_mac: None,
             wireguard_key: None,
             version: "test".to_owned(),
+            ways: None,
         }
     }
 

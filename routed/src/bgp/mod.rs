@@ -28,7 +28,8 @@
 //! | `answers.rs` | its state for the admin socket |
 //!
 //! At the end of the process connections are closed without a NOTIFICATION, so that peers keep our routes until we are
-//! back (RFC 4724); when the backend becomes another one, a Cease ends them and the routes with them.
+//! back (RFC 4724); when the backend has become another one, a Cease ends them and the routes with them. That is when no
+//! route in any kernel is BGP's any more: the data plane says so (`dataplane::changeover`).
 
 mod announced;
 #[cfg(test)]
@@ -61,7 +62,7 @@ use std::sync::Arc;
 use podway_bgp::AfterStop;
 use podway_bgp::topology::{Chooser, Rule, View};
 use podway_daemon::Shutdown;
-use podway_model::cluster::Backend;
+use podway_model::cluster::{Backend, BgpConfig};
 use podway_model::ids::{BootId, NodeName};
 use podway_model::socket::{
     BgpPathStatus, BgpPeerStatus, BgpRouteStatus, BgpStationStatus, RoutedReply, RoutedRequest,
@@ -85,6 +86,8 @@ pub(crate) struct Bgp {
     pub(crate) view: watch::Receiver<Arc<ClusterView>>,
     /// The underlay.
     pub(crate) facts: watch::Receiver<Option<LocalFacts>>,
+    /// Settings under which sessions are kept, where the backend is not bgp: a change from it is under way.
+    pub(crate) kept: watch::Receiver<Option<BgpConfig>>,
     /// Routes for the kernel. `synced` is true where the backend is not bgp.
     pub(crate) routes: watch::Sender<Arc<BgpRoutes>>,
     /// Questions from the admin socket.
@@ -136,6 +139,7 @@ impl Bgp {
                 () = self.shutdown.requested() => break,
                 Ok(()) = self.view.changed() => moved = true,
                 Ok(()) = self.facts.changed() => moved = true,
+                Ok(()) = self.kept.changed() => moved = true,
                 Some(query) = self.queries.recv() => match query {
                     Query::Problems(asker) => {
                         let keys = shell.as_ref().map(Shell::problems).unwrap_or_default();
@@ -158,6 +162,7 @@ impl Bgp {
     /// Starts, reconfigures or stops the speaker as the cluster wants it.
     async fn follow(&mut self, shell: &mut Option<Shell>, problems: &mut Vec<String>, topology: &mut Seen) {
         let view = Arc::clone(&self.view.borrow_and_update());
+        let view = as_kept(view, self.kept.borrow_and_update().as_ref());
         let facts = self.facts.borrow_and_update().clone();
         let Some(facts) = facts.filter(|_| view.synced) else { return };
         topology.follow(&view, &facts);
@@ -195,6 +200,7 @@ impl Bgp {
     /// Looks at the topology again; true: it is another one.
     fn look(&self, topology: &mut Seen, shell: Option<&Shell>) -> bool {
         let (view, facts) = (Arc::clone(&self.view.borrow()), self.facts.borrow().clone());
+        let view = as_kept(view, self.kept.borrow().as_ref());
         facts.is_some_and(|facts| topology.look(&view, &facts, shell))
     }
 
@@ -272,6 +278,18 @@ async fn at(deadline: Option<tokio::time::Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline).await,
         None => std::future::pending().await,
+    }
+}
+
+/// The cluster with BGP as its backend for as long as sessions are kept.
+fn as_kept(view: Arc<ClusterView>, kept: Option<&BgpConfig>) -> Arc<ClusterView> {
+    match kept {
+        Some(bgp) if view.config.backend != Backend::Bgp => {
+            let mut view = (*view).clone();
+            (view.config.backend, view.config.bgp) = (Backend::Bgp, bgp.clone());
+            Arc::new(view)
+        }
+        _ => view,
     }
 }
 

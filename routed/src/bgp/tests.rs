@@ -83,6 +83,7 @@ pub(super) fn cluster(nodes: &[u8]) -> ClusterView {
             vtep_mac: None,
             wireguard_key: None,
             version: "test".to_owned(),
+            ways: None,
         };
         let node = NodeView { record: Some(record), live: true, blocks: blocks(*i).into() };
         view.nodes.insert(name(*i), node);
@@ -122,6 +123,7 @@ impl Daemon {
             peers_file: state.join(format!("peers-{i}.json")),
             view: view_out,
             facts: facts_out,
+            kept: watch::channel(None).1,
             routes,
             queries: asked,
             shutdown,

@@ -13,6 +13,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use podway_model::keys::Key;
 use podway_model::node_file::NodeFile;
+use podway_model::ways::Ways;
 use podway_store::{Event as StoreEvent, TAKES_NO_MORE};
 
 use super::claims::ClaimIndex;
@@ -57,6 +58,8 @@ pub(crate) struct Core {
     /// Whether it was said that the store takes no more data.
     pub(super) told_full: bool,
     pub(super) facts: Option<LocalFacts>,
+    /// By which ways packets go, once the data plane has told.
+    pub(super) ways: Option<Ways>,
     pub(super) usage: BTreeMap<IpNet, Usage>,
     /// Generation of the node file that `usage` was looked at with.
     pub(super) usage_generation: u64,
@@ -120,6 +123,7 @@ impl Core {
             store_problems: Vec::new(),
             told_full: false,
             facts: None,
+            ways: None,
             usage: BTreeMap::new(),
             usage_generation: 0,
             elsewhere: Vec::new(),
@@ -175,6 +179,7 @@ impl Core {
                 // Which of flannel's leases is this node's follows from its address.
                 self.derive_flannel();
             }
+            Event::Ways(ways) => self.ways = Some(ways),
             Event::Usage { blocks, generation, elsewhere } => {
                 self.usage = blocks;
                 self.elsewhere = elsewhere;

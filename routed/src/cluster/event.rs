@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use podway_model::flannel::Prefix;
 use podway_model::node_file::NodeFile;
+use podway_model::ways::Ways;
 use podway_store::{Event as StoreEvent, Expect, Guard, StoreError, Written};
 
 use super::Refusal;
@@ -20,6 +21,8 @@ pub(crate) enum Event {
     Flannel(Prefix, Result<StoreEvent, String>),
     /// The kernel's facts, when they change.
     Facts(LocalFacts),
+    /// By which ways packets go, when it changes.
+    Ways(Ways),
     /// How full this node's blocks are, when it changes.
     Usage {
         /// By block.

@@ -134,6 +134,11 @@ impl Core {
             vtep_mac: Some(names::vtep_mac(self.me.node.as_str(), names::VXLAN_DEVICE)),
             wireguard_key: self.me.wireguard_key,
             version: self.me.version.clone(),
+            // Until the data plane has looked, what an earlier run said holds: the kernel is as that left it.
+            ways: self.ways.clone().or_else(|| {
+                let stored = self.table.nodes.get(&self.me.node)?;
+                (stored.value.instance_id == self.me.instance_id).then(|| stored.value.ways.clone())?
+            }),
         }
     }
 

@@ -26,6 +26,7 @@ use podway_model::flannel::Prefix;
 use podway_model::ids::BootId;
 use podway_model::keys::Key;
 use podway_model::node_file::NodeFile;
+use podway_model::ways::Ways;
 use podway_store::{Store, StoreError, Watch, Written};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
@@ -61,6 +62,7 @@ pub(crate) async fn run(
     identity: Identity,
     store: Arc<dyn Store>,
     mut facts: watch::Receiver<Option<LocalFacts>>,
+    mut ways: watch::Receiver<Option<Ways>>,
     view: watch::Sender<Arc<ClusterView>>,
 ) -> Result<Infallible, Refusal> {
     let start = Instant::now();
@@ -124,6 +126,10 @@ pub(crate) async fn run(
                     None => continue,
                 }
             }
+            Ok(()) = ways.changed() => match ways.borrow_and_update().clone() {
+                Some(ways) => Event::Ways(ways),
+                None => continue,
+            },
             Some(done) = work.next() => match done {
                 Done::Event(event) => event,
                 Done::Look(result) => {

@@ -71,7 +71,16 @@ fn peer_blocks<'a>(inputs: Inputs<'a>, out: &mut Desired) -> Vec<PeerBlock<'a>> 
         for block in &seen.blocks {
             let underlay = [record.address_v4.map(IpAddr::V4), record.address_v6.map(IpAddr::V6)];
             let ours = [inputs.facts.address_v4.map(IpAddr::V4), inputs.facts.address_v6.map(IpAddr::V6)];
-            if let Some(address) = underlay.iter().chain(&ours).flatten().find(|a| block.contains(*a)) {
+            if let Some(address) = underlay.iter().flatten().find(|a| ours.contains(&Some(**a))) {
+                // More than its problem: no tunnel and no gateway leads to oneself.
+                out.node_problems.insert(
+                    node.clone(),
+                    format!(
+                        "it publishes this node's own address {address}: there is no way to it from here"
+                    ),
+                );
+            } else if let Some(address) = underlay.iter().chain(&ours).flatten().find(|a| block.contains(*a))
+            {
                 refuse(out, node, format!("its block {block} contains the underlay address {address}"));
             } else if let Some(owner) = owners.insert(*block, node) {
                 // While a claim moves both may show it; the first one keeps it, and it is never shared.
@@ -116,7 +125,7 @@ fn direct(facts: &LocalFacts, peer: &PeerBlock<'_>) -> Result<Via, String> {
     })
 }
 
-fn count_neighbours(out: &mut Desired) {
+pub(super) fn count_neighbours(out: &mut Desired) {
     let gateways: BTreeSet<IpAddr> = out
         .routes
         .values()
@@ -221,11 +230,13 @@ fn way(inputs: Inputs<'_>, peer: &PeerBlock<'_>, mtu: Mtu, out: &mut Desired) ->
 
 fn from_bgp(inputs: Inputs<'_>, mtu: Mtu, out: &mut Desired) {
     let Inputs { view, facts, .. } = inputs;
-    let mut owners = BTreeMap::new();
+    type Owner<'a> = (&'a NodeName, &'a NodeRecord, &'a BTreeSet<IpNet>);
+    let mut owners: BTreeMap<IpAddr, Vec<Owner<'_>>> = BTreeMap::new();
     for (node, seen) in view.nodes.iter().filter(|(node, _)| *node != inputs.node) {
         let Some(record) = &seen.record else { continue };
-        for address in [record.address_v4.map(IpAddr::V4), record.address_v6.map(IpAddr::V6)] {
-            owners.extend(address.map(|address| (address, (node, record, &seen.blocks))));
+        let addresses = [record.address_v4.map(IpAddr::V4), record.address_v6.map(IpAddr::V6)];
+        for address in addresses.into_iter().flatten() {
+            owners.entry(address).or_default().push((node, record, &seen.blocks));
         }
     }
     let mut off_link: BTreeMap<IpAddr, usize> = BTreeMap::new();
@@ -238,7 +249,10 @@ fn from_bgp(inputs: Inputs<'_>, mtu: Mtu, out: &mut Desired) {
             continue;
         }
         // A route to a node goes as the pool's encapsulation says, any other one plainly.
-        let owner = next_hops.iter().find_map(|next_hop| owners.get(next_hop));
+        // Of nodes that share an address, the one that holds the block.
+        let owner = next_hops.iter().filter_map(|next_hop| owners.get(next_hop)).find_map(|nodes| {
+            nodes.iter().find(|(.., blocks)| blocks.contains(destination)).or_else(|| nodes.first())
+        });
         if let Some((node, record, blocks)) = owner
             && of_block(view, destination) != Encapsulation::None
         {
@@ -265,7 +279,7 @@ fn from_bgp(inputs: Inputs<'_>, mtu: Mtu, out: &mut Desired) {
     for (next_hop, routes) in off_link {
         let text = format!("its next hop {next_hop} ({routes} routes) is not on a link of this node");
         match owners.get(&next_hop) {
-            Some((node, ..)) => refuse(out, node, text),
+            Some(nodes) => nodes.iter().for_each(|(node, ..)| refuse(out, node, text.clone())),
             None => out
                 .problems
                 .push(format!("BGP next hop {next_hop} ({routes} routes) is not on a link of this node")),

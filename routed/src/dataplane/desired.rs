@@ -16,7 +16,7 @@ use podway_model::ids::{MacAddr, Mtu, NodeName, Vni, WireguardKey};
 use podway_model::names::UNREACHABLE_METRIC;
 
 use super::forward::Forward;
-use super::{backends, mtu};
+use super::{backends, mtu, shared};
 use crate::view::{BgpRoutes, ClusterView, LocalFacts, OwnBlockState};
 
 /// Metric of an own block's blackhole: worse than the route of a pod to whom the whole block belongs, better
@@ -58,6 +58,8 @@ pub(crate) struct Desired {
     pub(crate) prune: bool,
     /// Nodes that cannot be reached, and why.
     pub(crate) node_problems: BTreeMap<NodeName, String>,
+    /// Addresses that several nodes publish, in words.
+    pub(crate) shared_addresses: Vec<String>,
     /// Other problems.
     pub(crate) problems: Vec<String>,
 }
@@ -188,6 +190,7 @@ pub(crate) fn desired(inputs: Inputs<'_>) -> Desired {
     if view.pools.values().any(|pool| pool.cidr.addr().is_ipv6()) {
         out.sysctls.push((v6_forwarding(), "1"));
     }
+    shared::tell(inputs, &mut out);
     backends::to_peers(inputs, mtu::pod_mtu(view, inputs.facts), &mut out);
     for name in out.devices.keys() {
         // The greater of this and `all` counts: 2 turns a strict `all` into a loose one for this device, where

@@ -6,21 +6,23 @@
 //! operator, Docker or ufw refuse by a rule stays refused. Table and chain are never made here. The rules have only forms
 //! that iptables-nft prints, and a comment by which they are known.
 //!
-//! What cannot be mended is reported, with the command that would: another base chain at the forward hook whose policy is
-//! drop and that has no rules for the pools; iptables-legacy, which nftables cannot see; iptables where the operator has
-//! turned our rules off.
+//! What cannot be mended is reported, with the command that would: a chain at the forward hook that drops or refuses what no
+//! rule singles out, by its policy or by a rule ([`super::closing`]), iptables' own among them where a rule before ours
+//! refuses all; iptables-legacy, which nftables cannot see; iptables where the operator has turned our rules off.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
 use ipnet::IpNet;
 use podway_kern::nft::NftSocket;
 use podway_nft::{
-    CommitError, Family, Field, Hook, Name, Nftables as _, Op, Policy, Rule, RuleDump, TableId, Transaction,
-    Verdict,
+    CommitError, Family, Field, Hook, Name, Nftables as _, Op, Rule, RuleDump, TableId, Transaction, Verdict,
 };
 
+use super::closing::{self, End};
+
+const FIREWALLD: Name = Name::literal("firewalld");
 const FILTER: Name = Name::literal("filter");
 const FORWARD: Name = Name::literal("FORWARD");
 /// Beginning of the comments of our rules.
@@ -54,20 +56,33 @@ pub(super) fn ensure(socket: &mut NftSocket, wanted: &Forward) -> Result<(bool, 
         let pools = of_family(&wanted.pools, table.family);
         let is_iptables =
             table.name == FILTER && chain.name == FORWARD && matches!(table.family, Family::Ip | Family::Ip6);
-        if !is_iptables && (base.policy != Policy::Drop || pools.is_empty()) {
-            continue;
-        }
-        let rules = socket.rules(&table, &chain.name)?;
         if is_iptables {
             let pools = if wanted.rules { &pools[..] } else { &[] };
-            let transaction = put(&table, &rules, pools);
+            let transaction = put(&table, &socket.rules(&table, &chain.name)?, pools);
             changed |= !transaction.is_empty();
             socket.commit(&transaction)?;
         }
-        let mended = is_iptables && wanted.rules;
-        let others: Vec<RuleDump> = rules.into_iter().filter(|rule| !is_ours(rule)).collect();
-        if base.policy == Policy::Drop && !mended && !is_open(&others, &pools) {
-            problems.push(in_the_way(&table, &chain.name, &pools, is_iptables));
+        let mut read = BTreeMap::new();
+        let mut rules = |name: &Name| -> Result<Vec<RuleDump>, CommitError> {
+            if !read.contains_key(name) {
+                read.insert(name.clone(), socket.rules(&table, name)?);
+            }
+            Ok(read[name].clone())
+        };
+        let mut closed = vec![];
+        for way in ours(&pools) {
+            // A zone of firewalld is one of sources: what comes to pods from elsewhere is its own affair.
+            if table.name == FIREWALLD && matches!(way.0, Field::IpDaddr | Field::Ip6Daddr) {
+                continue;
+            }
+            let end = closing::end(&chain.name, base.policy, &way, &mut rules)?;
+            if end != End::Passes {
+                closed.push((way, end));
+            }
+        }
+        if !closed.is_empty() {
+            let is_ufw = read.keys().any(|chain| chain.as_str().starts_with("ufw"));
+            problems.push(in_the_way(&table, &chain.name, &closed, Whose::of(&table, is_iptables, is_ufw)));
         }
     }
     Ok((changed, problems))
@@ -122,39 +137,60 @@ fn put(table: &TableId, found: &[RuleDump], pools: &[IpNet]) -> Transaction {
     transaction
 }
 
-/// Whether a chain has rules, whoever made them, that accept what comes from and what goes to all pools.
-fn is_open(rules: &[RuleDump], pools: &[IpNet]) -> bool {
-    let accepted = |(field, net): &(Field, IpNet)| {
-        let covers = |rule: &RuleDump| match rule.networks[..] {
-            [(of, wide)] => of == *field && wide.contains(net),
-            _ => false,
-        };
-        rules.iter().any(|rule| accepts(rule) && covers(rule))
-    };
-    ours(pools).iter().all(accepted)
+/// Whose a chain is: by what its operator changes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    Iptables,
+    Ufw,
+    Firewalld,
+    Nft,
+}
+
+impl Whose {
+    fn of(table: &TableId, is_iptables: bool, is_ufw: bool) -> Self {
+        match (is_iptables, is_ufw) {
+            (true, true) => Self::Ufw,
+            (true, false) => Self::Iptables,
+            (false, _) if table.name == FIREWALLD => Self::Firewalld,
+            (false, _) => Self::Nft,
+        }
+    }
 }
 
 /// A chain that drops, in words, with what mends it.
-fn in_the_way(table: &TableId, chain: &Name, pools: &[IpNet], is_iptables: bool) -> String {
-    let commands = ours(pools).into_iter().map(|(field, net)| {
-        let source = field == Field::saddr(net.addr());
-        if is_iptables {
-            let (program, side) = (
-                if net.addr().is_ipv4() { "iptables" } else { "ip6tables" },
-                if source { "-s" } else { "-d" },
-            );
-            format!("{program} -A FORWARD {side} {net} -j ACCEPT")
-        } else {
-            let (family, side) =
-                (if net.addr().is_ipv4() { "ip" } else { "ip6" }, if source { "saddr" } else { "daddr" });
-            format!("nft add rule {table} {chain} {family} {side} {net} accept")
-        }
-    });
-    let commands = commands.collect::<Vec<_>>().join("; ");
-    let own = if is_iptables { " (or turn forwardRules on)" } else { "" };
+fn in_the_way(table: &TableId, chain: &Name, closed: &[((Field, IpNet), End)], whose: Whose) -> String {
+    // Behind a rule that refuses all there is no place for another one.
+    let is_rule = closed.iter().any(|(_, end)| *end == End::Rule);
+    let mut commands: Vec<String> = closed
+        .iter()
+        .map(|((field, net), _)| {
+            let (v4, source) = (net.addr().is_ipv4(), *field == Field::saddr(net.addr()));
+            match whose {
+                Whose::Iptables => {
+                    let (program, side) =
+                        (if v4 { "iptables" } else { "ip6tables" }, if source { "-s" } else { "-d" });
+                    let verb = if is_rule { "-I" } else { "-A" };
+                    format!("{program} {verb} FORWARD {side} {net} -j ACCEPT")
+                }
+                Whose::Ufw => format!("ufw route allow {} {net}", if source { "from" } else { "to" }),
+                Whose::Firewalld => format!("firewall-cmd --permanent --zone=trusted --add-source={net}"),
+                Whose::Nft => {
+                    let (family, side) =
+                        (if v4 { "ip" } else { "ip6" }, if source { "saddr" } else { "daddr" });
+                    let verb = if is_rule { "insert" } else { "add" };
+                    format!("nft {verb} rule {table} {chain} {family} {side} {net} accept")
+                }
+            }
+        })
+        .collect();
+    if whose == Whose::Firewalld {
+        commands.push("firewall-cmd --reload".to_owned());
+    }
+    let does = if is_rule { "refuses by a rule what comes so far" } else { "drops what it does not accept" };
+    let own = if whose == Whose::Iptables && !is_rule { " (or turn forwardRules on)" } else { "" };
     format!(
-        "chain {chain} of nft table {table} drops what it does not accept, packets of pods too: needed is \
-         `{commands}`{own}"
+        "chain {chain} of nft table {table} {does}, packets of pods too: needed is `{}`{own}",
+        commands.join("; ")
     )
 }
 
@@ -190,35 +226,5 @@ mod tests {
         assert_eq!(legacy(&wanted(&["fd00::/48"]), filter), Vec::<String>::new());
         assert_eq!(legacy(&wanted(&["10.0.0.0/8"]), |_| Some("nat\n".to_owned())), Vec::<String>::new());
         assert_eq!(legacy(&wanted(&["10.0.0.0/8"]), |_| None), Vec::<String>::new());
-    }
-
-    #[test]
-    fn a_chain_is_open_when_rules_of_anybody_accept_both_directions_of_every_pool() {
-        let rule = |field: Field, net: &str, accepts: bool| RuleDump {
-            handle: 1,
-            comment: String::new(),
-            exprs: vec![],
-            asked: vec![],
-            networks: vec![(field, net.parse().unwrap())],
-            verdict: accepts.then_some(Verdict::Accept),
-        };
-        let pools: Vec<IpNet> = ["10.244.0.0/16", "fd00:244::/64"].map(|net| net.parse().unwrap()).into();
-        let mut rules = vec![
-            rule(Field::IpSaddr, "10.0.0.0/8", true),
-            rule(Field::IpDaddr, "10.244.0.0/16", true),
-            rule(Field::Ip6Saddr, "::/0", true),
-            rule(Field::Ip6Daddr, "fd00:244::/64", true),
-        ];
-        assert!(is_open(&rules, &pools) && is_open(&[], &[]));
-        for at in 0..rules.len() {
-            rules[at].verdict = None;
-            assert!(!is_open(&rules, &pools), "{at}");
-            rules[at].verdict = Some(Verdict::Accept);
-        }
-        rules[1] = rule(Field::IpDaddr, "10.244.0.0/17", true);
-        assert!(!is_open(&rules, &pools), "a half of it");
-        rules[1] = rule(Field::IpDaddr, "10.244.0.0/16", true);
-        rules[1].networks.push((Field::IpSaddr, "10.1.0.0/16".parse().unwrap()));
-        assert!(!is_open(&rules, &pools), "from somewhere only");
     }
 }

@@ -3,19 +3,21 @@
 //! ```text
 //!  ClusterView ─┐
 //!  LocalFacts  ─┼─▶ desired ──▶ plan ──▶ reconcile ──▶ kernel
-//!  BgpRoutes   ─┘  (backends)    ▲                       │ monitor
+//!  BgpRoutes   ─┘ (changeover)   ▲                       │ monitor
 //!                              actual ◀── dropped ◀── notice
 //! ```
 //!
 //! | module | what |
 //! |---|---|
 //! | [`desired`], `backends`, `encapsulation`, [`mtu`] | pure: what the kernel shall hold |
+//! | [`changeover`], `kept` | pure: old and new side by side while the backend changes; what that must not forget |
+//! | `shared` | pure: nodes that publish one address |
 //! | `actual` | what it holds: read back, then kept by noting what was changed |
 //! | `plan` | pure: the requests that lead from one to the other, in the kernel's order |
 //! | `reconcile` | reads, plans, applies, until nothing is left to do; for any kernel, fake or real |
 //! | `notice` | pure: which changes by others concern us |
 //! | `tables` | the nft tables: masquerade and guard |
-//! | `forward` | forward chains of others: rules in iptables', a report of the rest |
+//! | `forward`, `closing` | forward chains of others: rules in iptables', a report of the rest; where packets end in them |
 //! | `sysctls` | what forwarding needs |
 //! | `pods` | repair of the CNI plugin's pod routes |
 //! | `run` | the task: waits for inputs, kernel changes and time |
@@ -28,10 +30,13 @@
 
 mod actual;
 mod backends;
+pub(crate) mod changeover;
 mod cleanup;
+mod closing;
 pub(crate) mod desired;
 mod encapsulation;
 mod forward;
+mod kept;
 pub(crate) mod mtu;
 mod notice;
 mod plan;
@@ -39,6 +44,7 @@ mod pods;
 mod ports;
 mod reconcile;
 mod run;
+mod shared;
 pub(crate) mod status;
 mod sysctls;
 mod tables;
@@ -46,6 +52,7 @@ mod tables;
 mod tests;
 
 pub(crate) use cleanup::cleanup;
+pub(crate) use kept::Kept;
 pub(crate) use pods::read_records;
-pub(crate) use run::run;
+pub(crate) use run::{Told, run};
 pub(crate) use status::DataplaneStatus;

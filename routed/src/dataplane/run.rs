@@ -4,6 +4,7 @@
 //! |---|---|
 //! | an input changes | a pass at once |
 //! | somebody else changes something of ours | what is known is dropped; a pass after [`SETTLE`] |
+//! | a step of a change of backend is due | a pass, if something else is desired then |
 //! | a pod route is gone, a pod's link comes up | a look at the endpoint records after [`POD_SETTLE`]: routes, and who is masqueraded towards itself |
 //! | a pass fails in part | another one after 1 s, then 2 s, up to [`RETRY_MOST`] |
 //! | nothing | all that is known is dropped and compared again every [`FULL_COMPARISON`] |
@@ -21,15 +22,19 @@ use podway_kern::KernelError;
 use podway_kern::fib::NetlinkKernel;
 use podway_kern::monitor::{Change, Monitor, Notice};
 use podway_kern::wireguard::PrivateKey;
+use podway_model::cluster::BgpConfig;
 use podway_model::ids::NodeName;
 use podway_model::names::ENDPOINTS_DIR;
+use podway_model::ways::{Way, Ways};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use super::desired::{Desired, Inputs, desired};
+use super::changeover::way_of_device;
+use super::desired::{Desired, Inputs};
+use super::kept::Kept;
 use super::notice::{Touched, touched};
 use super::reconcile::{Outcome, Reconciler};
-use super::{DataplaneStatus, mtu, pods, sysctls, tables};
+use super::{DataplaneStatus, pods, sysctls, tables};
 use crate::view::{BgpRoutes, ClusterView, LocalFacts};
 
 /// Changes by others come in bursts; one pass a burst.
@@ -48,7 +53,7 @@ const RETRY_MOST: Duration = Duration::from_secs(60);
 /// Stop it by dropping the future: nothing is removed from the kernel at exit, and a half-done pass is finished
 /// by the next start.
 ///
-/// `wireguard`: this node's key, or why it has none.
+/// `wireguard`: this node's key, or why it has none. `kept`: what an earlier run was at.
 ///
 /// # Errors
 /// A netlink socket cannot be opened. Everything else is retried and shows in the status.
@@ -58,11 +63,12 @@ pub(crate) async fn run(
     mut facts: watch::Receiver<Option<LocalFacts>>,
     mut bgp: watch::Receiver<Arc<BgpRoutes>>,
     wireguard: Result<PrivateKey, String>,
-    status: watch::Sender<DataplaneStatus>,
+    kept: Kept,
+    told: Told,
 ) -> Result<(), KernelError> {
     // Subscribed before the first look, so that no change falls between.
     let mut monitor = Monitor::open()?;
-    let mut task = Task::new(NetlinkKernel::open()?, status)?;
+    let mut task = Task::new(NetlinkKernel::open()?, kept, told)?;
     loop {
         let (now_view, now_facts) = (view.borrow_and_update().clone(), facts.borrow_and_update().clone());
         let now_bgp = bgp.borrow_and_update().clone();
@@ -83,9 +89,21 @@ pub(crate) async fn run(
     }
 }
 
+/// Where the task tells what it knows.
+#[derive(Debug)]
+pub(crate) struct Told {
+    /// For people and machines.
+    pub(crate) status: watch::Sender<DataplaneStatus>,
+    /// By which ways packets go, for this node's record; none: not known yet.
+    pub(crate) ways: watch::Sender<Option<Ways>>,
+    /// Settings under which sessions of BGP are kept, whatever the backend; none: they are not needed.
+    pub(crate) bgp: watch::Sender<Option<BgpConfig>>,
+}
+
 /// When what is due.
 #[derive(Debug)]
 struct Due {
+    changeover: Option<Instant>,
     tables: Option<Instant>,
     pods: Option<Instant>,
     retry: Option<Instant>,
@@ -99,6 +117,14 @@ struct Task {
     port: u32,
     /// Indices of our devices, as last seen.
     devices: Vec<u32>,
+    kept: Kept,
+    began: Instant,
+    /// By which ways packets are to go, and whether the kernel refused a part.
+    ways: Ways,
+    refused: bool,
+    /// Interfaces of the underlay.
+    underlay: Vec<u32>,
+    kept_problems: Vec<String>,
     desired: Option<Desired>,
     /// Whether `desired` differs from what the last pass was about.
     fresh: bool,
@@ -110,11 +136,11 @@ struct Task {
     /// Addresses of this node's pods, as their records say.
     local_pods: BTreeSet<IpAddr>,
     shown: DataplaneStatus,
-    status: watch::Sender<DataplaneStatus>,
+    out: Told,
 }
 
 impl Task {
-    fn new(kernel: NetlinkKernel, status: watch::Sender<DataplaneStatus>) -> Result<Self, KernelError> {
+    fn new(kernel: NetlinkKernel, kept: Kept, out: Told) -> Result<Self, KernelError> {
         let now = Instant::now();
         let counters =
             ["passes", "changes", "repairs", "refusals", "overruns", "pod_routes", "table_repairs"];
@@ -123,15 +149,21 @@ impl Task {
             reconciler: Reconciler::new(kernel),
             tables: tables::Tables::open()?,
             devices: Vec::new(),
+            kept,
+            began: now,
+            ways: Ways::default(),
+            refused: false,
+            underlay: Vec::new(),
+            kept_problems: Vec::new(),
             desired: None,
             fresh: false,
-            due: Due { tables: None, pods: Some(now), retry: None, full: now, nft: now },
+            due: Due { changeover: None, tables: None, pods: Some(now), retry: None, full: now, nft: now },
             backoff: RETRY_FIRST,
             told: Vec::new(),
             pod_problems: Vec::new(),
             local_pods: BTreeSet::new(),
             shown: DataplaneStatus { counters: counters.map(|name| (name, 0)).into(), ..Default::default() },
-            status,
+            out,
         })
     }
 
@@ -155,16 +187,41 @@ impl Task {
         if !view.synced {
             return;
         }
-        self.shown.mtu = Some(mtu::pod_mtu(view, facts));
+        let now = Instant::now() - self.began;
+        let step = self.kept.changeover.step(now, Inputs { node, view, facts, bgp, wireguard });
+        self.shown.mtu = Some(step.mtu);
         self.shown.backend = view.config.backend.to_string();
-        let wanted = desired(Inputs { node, view, facts, bgp, wireguard });
+        self.follow(step.under_way);
+        self.due.changeover = step.deadline.map(|at| self.began + at);
+        self.ways = Ways { receives: step.receives, sends: step.sends };
+        self.underlay = facts.on_link.iter().map(|(index, _)| *index).collect();
+        self.kept_problems = self.kept.write().err().into_iter().collect();
+        self.out.bgp.send_if_modified(|kept| std::mem::replace(kept, step.bgp.clone()) != step.bgp);
+        let wanted = step.desired;
         self.fresh |= self.desired.as_ref() != Some(&wanted);
         self.desired = Some(wanted);
     }
 
+    /// Takes over what is said of a change of backend.
+    fn follow(&mut self, under_way: Option<String>) {
+        if self.shown.changeover == under_way {
+            return;
+        }
+        match &under_way {
+            Some(words) => tracing::info!("change of backend {words}"),
+            None => tracing::info!(backend = self.shown.backend, "change of backend is complete"),
+        }
+        self.shown.changeover = under_way;
+        // The reverse path filter follows with the next pass.
+        self.fresh = true;
+    }
+
     fn deadline(&self) -> Instant {
         let due = &self.due;
-        [due.tables, due.pods, due.retry, Some(due.nft)].into_iter().flatten().fold(due.full, Instant::min)
+        [due.changeover, due.tables, due.pods, due.retry, Some(due.nft)]
+            .into_iter()
+            .flatten()
+            .fold(due.full, Instant::min)
     }
 
     fn count(&mut self, name: &'static str, more: usize) {
@@ -221,7 +278,7 @@ impl Task {
             for problem in self.tables.in_the_way().iter().filter(|problem| !before.contains(problem)) {
                 tracing::warn!("{problem}");
             }
-            self.shown.foreign_firewalls = self.tables.in_the_way().len();
+            self.shown.foreign_firewalls = self.tables.in_the_way().to_vec();
         }
         self.publish();
         Ok(())
@@ -230,6 +287,8 @@ impl Task {
     /// One pass. The monitor is read meanwhile: our own changes alone can fill its buffer.
     async fn pass(&mut self, monitor: &mut Monitor, repair: bool) -> Result<(), KernelError> {
         let Some(desired) = self.desired.clone() else { return Ok(()) };
+        let is_change = self.shown.changeover.is_some();
+        let filter = self.kept.filter(self.reconciler.kernel(), is_change, &self.underlay);
         let mut problems = sysctls::ensure(self.reconciler.kernel(), &desired);
         let mut meanwhile = Vec::new();
         let outcome = {
@@ -249,6 +308,7 @@ impl Task {
         if outcome.changed > 0 {
             problems = sysctls::ensure(self.reconciler.kernel(), &desired);
         }
+        problems.extend(filter);
         self.devices = self.reconciler.device_indices();
         self.on_notices(&meanwhile);
         self.finish(desired, outcome, problems, repair);
@@ -265,6 +325,7 @@ impl Task {
         } else if outcome.changed > 0 {
             tracing::debug!(changes = outcome.changed, "kernel programmed");
         }
+        self.refused = outcome.failed > 0;
         if outcome.failed == 0 {
             self.backoff = RETRY_FIRST;
             self.shown.programmed = true;
@@ -278,6 +339,8 @@ impl Task {
         }
         all.extend(problems);
         all.extend(desired.problems);
+        all.extend(desired.shared_addresses.iter().cloned());
+        self.shown.shared_addresses = desired.shared_addresses;
         for problem in all.iter().filter(|problem| !self.told.contains(problem)) {
             tracing::warn!("{problem}");
         }
@@ -320,12 +383,37 @@ impl Task {
         self.shown.problems = self.told.clone();
         self.shown.problems.extend(self.tables.problems().cloned());
         self.shown.problems.extend(self.pod_problems.iter().cloned());
+        self.shown.problems.extend(self.kept_problems.iter().cloned());
         self.shown.counters.insert("reads", self.reconciler.reads);
-        self.status.send_if_modified(|status| {
+        self.out.status.send_if_modified(|status| {
             let changed = *status != self.shown;
             if changed {
                 status.clone_from(&self.shown);
             }
+            changed
+        });
+        self.tell_ways();
+    }
+
+    /// Tells other nodes by which ways packets go now: after the pass that made it so.
+    fn tell_ways(&self) {
+        if self.desired.is_none() || !self.shown.programmed {
+            return;
+        }
+        let is_made = |way: &Way| {
+            let mut devices = self.shown.devices.iter();
+            *way == Way::Direct || devices.any(|device| way_of_device(&device.name) == *way)
+        };
+        let mut ways = self.ways.clone();
+        ways.receives.retain(is_made);
+        self.out.ways.send_if_modified(|told| {
+            if let Some(before) = told.as_ref().filter(|_| self.refused) {
+                // A route that could not be re-pointed still goes its old way.
+                ways.sends.extend(&before.sends);
+            }
+            let ways = Some(ways);
+            let changed = *told != ways;
+            *told = ways;
             changed
         });
     }

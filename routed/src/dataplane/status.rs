@@ -14,6 +14,8 @@ pub(crate) struct DataplaneStatus {
     pub(crate) waiting_for: Vec<String>,
     /// Backend in force, in words; empty until one is.
     pub(crate) backend: String,
+    /// A change to this backend that is under way, in words.
+    pub(crate) changeover: Option<String>,
     /// MTU of pods.
     pub(crate) mtu: Option<Mtu>,
     /// Devices that we made.
@@ -25,7 +27,9 @@ pub(crate) struct DataplaneStatus {
     /// Other problems, the most important first.
     pub(crate) problems: Vec<String>,
     /// Firewalls of others that are in the way of pods; they are among the problems.
-    pub(crate) foreign_firewalls: usize,
+    pub(crate) foreign_firewalls: Vec<String>,
+    /// Addresses that several nodes publish; they are among the problems.
+    pub(crate) shared_addresses: Vec<String>,
     /// Counters, by name.
     pub(crate) counters: BTreeMap<&'static str, u64>,
 }

@@ -232,6 +232,7 @@ mod tests {
             exprs: Vec::new(),
             asked: Vec::new(),
             networks: Vec::new(),
+            extensions: Vec::new(),
             verdict: goes_to.cloned().map(Verdict::Jump),
         }
     }

@@ -135,7 +135,10 @@ pub fn rule(attributes: &[u8]) -> Option<(&str, RuleDump)> {
     }
     let verdict = statements(attributes).find_map(|(name, body)| verdict(name, body));
     let (asked, networks) = (asked(attributes), networks(attributes));
-    let rule = RuleDump { handle, comment, exprs, asked, networks, verdict };
+    let of_iptables = statements(attributes).filter(|(name, _)| matches!(*name, "match" | "target"));
+    let extensions =
+        of_iptables.filter_map(|(_, body)| find_text(body, xt::NAME).map(str::to_owned)).collect();
+    let rule = RuleDump { handle, comment, exprs, asked, networks, extensions, verdict };
     Some((find_text(attributes, rule::CHAIN)?, rule))
 }
 

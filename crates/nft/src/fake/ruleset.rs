@@ -172,6 +172,7 @@ impl Ruleset {
             exprs: held.exprs.clone(),
             asked: held.rule.exprs.iter().filter_map(asked).collect(),
             networks: held.rule.exprs.iter().filter_map(network).collect(),
+            extensions: vec![],
             verdict: held.rule.exprs.iter().find_map(verdict).cloned(),
         };
         let chain = |chain: &HeldChain| ChainDump {

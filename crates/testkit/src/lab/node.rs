@@ -77,6 +77,25 @@ impl Node {
         self.place.enter(|| std::fs::write(path, text))?.with_context(|| format!("write {path}"))
     }
 
+    /// Puts further keys into the configuration: lines of YAML below `node:`, and whole sections behind all others.
+    pub fn configure(&self, node: &str, sections: &str) -> Result<()> {
+        let text = self.read_file(names::CONFIG_FILE)?;
+        let text = text.replacen("node:\n", &format!("node:\n{node}"), 1) + sections;
+        self.write_file(names::CONFIG_FILE, &text)
+    }
+
+    /// What a daemon answers on its health port: status line and body.
+    pub fn health(&self, port: u16, path: &str) -> Result<(String, String)> {
+        use std::io::{Read as _, Write as _};
+        let mut stream = self.place.net().run(|| std::net::TcpStream::connect(("127.0.0.1", port)))??;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("an answer has a head")?;
+        Ok((head.lines().next().unwrap_or_default().to_owned(), body.to_owned()))
+    }
+
     /// Reads a file as the node sees it.
     pub fn read_file(&self, path: &str) -> Result<String> {
         self.place.enter(|| std::fs::read_to_string(path))?.with_context(|| format!("read {path}"))
@@ -125,8 +144,14 @@ impl Node {
 
     /// Starts a daemon (`routed` or `policy-agent`) that the caller keeps.
     pub fn spawn_daemon(&self, daemon: &str) -> Result<Process> {
+        self.spawn_daemon_with(daemon, &[])
+    }
+
+    /// The same with these variables in its environment.
+    pub fn spawn_daemon_with(&self, daemon: &str, environment: &[(&str, &str)]) -> Result<Process> {
         let program = if daemon == "routed" { &self.programs.routed } else { &self.programs.policy_agent };
-        let command = Command::new(program);
+        let mut command = Command::new(program);
+        command.envs(environment.iter().copied());
         Process::start(&self.place, daemon, command, &self.logs.join(format!("{daemon}.log")))
     }
 

@@ -249,6 +249,7 @@ impl Flannel {
             vtep_mac: None,
             wireguard_key: None,
             version: "flannel".to_owned(),
+            ways: None,
         };
         let view =
             |record, block: IpNet| NodeView { record: Some(record), live: true, blocks: [block].into() };

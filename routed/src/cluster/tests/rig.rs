@@ -457,6 +457,7 @@ impl Rig {
             vtep_mac: None,
             wireguard_key: None,
             version: String::new(),
+            ways: None,
         };
         self.put(&Key::Node(node.node), &encode(&record));
     }

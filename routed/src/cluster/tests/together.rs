@@ -94,7 +94,7 @@ async fn all_start(binary: &Path, folder: &Path) {
         let me = node(i, folder);
         tasks.spawn(async move {
             let _open = facts_out;
-            run(me, store, facts_in, view_out).await
+            run(me, store, facts_in, watch::channel(None).1, view_out).await
         });
     }
     until("everybody is in sync", || views.iter().all(|view| view.borrow().synced).then_some(())).await;

@@ -193,6 +193,46 @@ fn vxlan_tells_of_peers_that_cannot_be_told_apart() {
 }
 
 #[test]
+fn nodes_that_publish_one_address_are_told_with_both_names_and_keep_their_routes() {
+    for backend in [Backend::HostGw, Backend::Vxlan, Backend::Wireguard, Backend::Bgp] {
+        let mut cluster = Cluster::new(backend);
+        let before = cluster.desired();
+        assert_eq!(before.shared_addresses, Vec::<String>::new());
+        cluster.record(3).address_v4 = Some([192, 0, 2, 2].into());
+        if backend == Backend::Bgp {
+            cluster.bgp.routes.insert(net("10.244.3.0/26"), vec![ip("192.0.2.2")]);
+        }
+        let desired = cluster.desired();
+        let [told] = &desired.shared_addresses[..] else { panic!("{:?}", desired.shared_addresses) };
+        assert!(told.starts_with("nodes n2, n3 publish the same address 192.0.2.2"), "{told}");
+        assert!(told.contains("node.addresses or node.interface"), "{told}");
+        for (node, other) in [("n2", "n3"), ("n3", "n2")] {
+            let problem = &desired.node_problems[&name(node)];
+            assert!(problem.ends_with(&format!("192.0.2.2 as {other}")), "{backend}: {problem}");
+        }
+        let keys = |desired: &Desired| desired.routes.keys().copied().collect::<Vec<_>>();
+        assert_eq!(keys(&desired), keys(&before), "{backend}: nothing is taken away");
+        assert_eq!(routes(&desired), routes(&cluster.desired()));
+        cluster.peer(3).live = false;
+        assert!(cluster.desired().shared_addresses[0].contains("`podwayctl node release n3`"));
+    }
+}
+
+#[test]
+fn an_address_that_is_this_nodes_own_leads_nowhere_and_is_told() {
+    for backend in [Backend::HostGw, Backend::Vxlan] {
+        let mut cluster = Cluster::new(backend);
+        cluster.record(3).address_v4 = Some([192, 0, 2, 1].into());
+        let desired = cluster.desired();
+        assert!(desired.shared_addresses[0].starts_with("nodes n1, n3 publish the same address 192.0.2.1"));
+        assert!(desired.node_problems[&name("n3")].contains("this node's own address 192.0.2.1"));
+        let all = routes(&desired);
+        assert!(!all.iter().any(|route| route.starts_with("10.244.3.0/26 via")), "{all:?}");
+        assert!(all.iter().any(|route| route.starts_with("10.244.2.0/26 via")), "{all:?}");
+    }
+}
+
+#[test]
 fn ipip_routes_via_the_peers_underlay_addresses_and_says_what_it_cannot_carry() {
     let mut cluster = Cluster::new(Backend::Ipip);
     cluster.view.pools.get_mut(&"v6".parse().unwrap()).unwrap().encapsulation = None;

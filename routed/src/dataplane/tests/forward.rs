@@ -128,6 +128,94 @@ fn pods_talk_where_iptables_drops_and_its_programs_go_on_working() {
     });
 }
 
+/// Runs the commands that a problem names, as they stand.
+fn mend(problem: &str) {
+    for command in problem.split('`').nth(1).unwrap().split("; ") {
+        run(&command.replacen("tables", "tables-nft", 1));
+    }
+}
+
+#[test]
+fn a_rule_that_refuses_all_is_found_and_what_mends_it_does() {
+    let test = "a_rule_that_refuses_all_is_found_and_what_mends_it_does";
+    with_iptables(test, |mut tables, pods| {
+        // An operator's own, behind a policy that accepts.
+        run("iptables-nft -A FORWARD -o docker0 -j ACCEPT");
+        run("iptables-nft -A FORWARD -j REJECT --reject-with icmp-host-prohibited");
+        ensure(&mut tables, true);
+        assert_eq!(passes(&pods), [false, true], "ours stand behind it");
+        let [problem] = tables.in_the_way() else { panic!("{:?}", tables.in_the_way()) };
+        assert!(problem.starts_with("chain FORWARD of nft table ip filter refuses by a rule"), "{problem}");
+        mend(&problem.clone());
+        assert_eq!((ensure(&mut tables, true), passes(&pods)), (0, [true, true]));
+        assert_eq!(tables.in_the_way(), Vec::<String>::new());
+        assert!(
+            run("iptables-nft -S FORWARD").contains("REJECT") && run("iptables-nft-save").contains("REJECT")
+        );
+        // ufw's, in a chain that all packets are sent to.
+        run("iptables-nft -F FORWARD");
+        for rule in
+            ["-N ufw-reject-forward", "-A FORWARD -j ufw-reject-forward", "-A ufw-reject-forward -j REJECT"]
+        {
+            run(&format!("iptables-nft {rule}"));
+        }
+        ensure(&mut tables, true);
+        assert_eq!(passes(&pods), [false, true]);
+        let [problem] = tables.in_the_way() else { panic!("{:?}", tables.in_the_way()) };
+        assert!(
+            problem.contains("`ufw route allow from 10.244.0.0/16; ufw route allow to 10.244.0.0/16;"),
+            "{problem}"
+        );
+        run("iptables-nft -F FORWARD");
+        // firewalld's, as its own rules are.
+        let zones = "table inet firewalld {
+            chain filter_FORWARD {
+                type filter hook forward priority filter + 10; policy accept;
+                ct state { established, related } accept
+                iifname lo accept
+                jump filter_FORWARD_ZONES
+                ct state invalid drop
+                reject with icmpx admin-prohibited
+            }
+            chain filter_FORWARD_ZONES { iifname eth0 goto filter_FWD_public; }
+            chain filter_FWD_public { jump filter_FWD_public_allow; }
+            chain filter_FWD_public_allow { }
+            chain filter_FWD_trusted { accept; }
+        }";
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), zones).unwrap();
+        run(&format!("nft -f {}", file.path().display()));
+        ensure(&mut tables, true);
+        assert_eq!(passes(&pods), [false, false]);
+        let [problem] = tables.in_the_way() else { panic!("{:?}", tables.in_the_way()) };
+        assert!(
+            problem.contains("`firewall-cmd --permanent --zone=trusted --add-source=10.244.0.0/16; ")
+                && problem.contains("firewall-cmd --reload`"),
+            "{problem}"
+        );
+        // What that command makes of it.
+        for pool in POOLS {
+            let family = if pool.contains(':') { "ip6" } else { "ip" };
+            run(&format!(
+                "nft insert rule inet firewalld filter_FORWARD_ZONES {family} saddr {pool} goto filter_FWD_trusted"
+            ));
+        }
+        ensure(&mut tables, true);
+        assert_eq!(passes(&pods), [true, true]);
+        assert_eq!(tables.in_the_way(), Vec::<String>::new());
+        run("nft delete table inet firewalld");
+        // A chain of nobody in particular.
+        run("nft add table inet site");
+        run("nft add chain inet site forward { type filter hook forward priority 10 ; }");
+        run("nft add rule inet site forward counter drop");
+        ensure(&mut tables, true);
+        assert_eq!(passes(&pods), [false, false]);
+        mend(&tables.in_the_way()[0].clone());
+        assert_eq!((ensure(&mut tables, true), passes(&pods)), (0, [true, true]));
+        assert_eq!(tables.in_the_way(), Vec::<String>::new());
+    });
+}
+
 #[test]
 fn rules_that_are_not_wanted_go_and_what_is_in_the_way_is_named_with_its_mend() {
     let test = "rules_that_are_not_wanted_go_and_what_is_in_the_way_is_named_with_its_mend";

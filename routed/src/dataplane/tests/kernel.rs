@@ -1,5 +1,6 @@
 //! The data plane's task against the kernel, each test in a network namespace of its own. Needs root.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,14 +10,16 @@ use podway_kern::ns;
 use podway_kern::rtnl::{
     Address, FdbEntry, LinkChange, LinkRef, Neighbour, Request, Route, RouteFilter, Rtnl, TABLE_MAIN, VethEnd,
 };
+use podway_kern::sysctl::{Family, Sysctl};
 use podway_model::cluster::Backend;
 use podway_model::names::{ROUTE_PROTOCOL, VXLAN_DEVICE};
+use podway_model::ways::{Way, Ways};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::super::actual::Actual;
-use super::super::{DataplaneStatus, cleanup, run};
-use super::{Cluster, ip, is_settled, net};
+use super::super::{DataplaneStatus, Kept, Told, cleanup, run};
+use super::{Cluster, TIMES, ip, is_settled, net};
 use crate::view::{BgpRoutes, ClusterView, LocalFacts};
 
 /// More than anything here takes, on a machine that is busy with other things.
@@ -101,24 +104,37 @@ struct Running {
     facts: watch::Sender<Option<LocalFacts>>,
     bgp: watch::Sender<Arc<BgpRoutes>>,
     status: watch::Receiver<DataplaneStatus>,
+    ways: watch::Receiver<Option<Ways>>,
     task: JoinHandle<Result<(), podway_kern::KernelError>>,
+    _folder: Option<tempfile::TempDir>,
 }
 
 impl Running {
+    /// With a file that nobody knows.
     fn start(cluster: &Cluster) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let running = Self::resume(cluster, &folder.path().join("routing.json"));
+        Self { _folder: Some(folder), ..running }
+    }
+
+    /// Goes on where the run before ended, as the file says.
+    fn resume(cluster: &Cluster, state: &Path) -> Self {
         let (view, view_in) = watch::channel(Arc::new(cluster.view.clone()));
         let (facts, facts_in) = watch::channel(Some(cluster.facts.clone()));
         let (bgp, bgp_in) = watch::channel(Arc::new(cluster.bgp.clone()));
         let (status_out, status) = watch::channel(DataplaneStatus::default());
+        let (ways_out, ways) = watch::channel(None);
+        let told = Told { status: status_out, ways: ways_out, bgp: watch::channel(None).0 };
         let task = tokio::spawn(run(
             cluster.node.clone(),
             view_in,
             facts_in,
             bgp_in,
             cluster.wireguard.clone(),
-            status_out,
+            Kept::read(state, TIMES),
+            told,
         ));
-        Self { view, facts, bgp, status, task }
+        Self { view, facts, bgp, status, ways, task, _folder: None }
     }
 
     fn send(&self, cluster: &Cluster) {
@@ -150,7 +166,7 @@ fn every_backend_is_programmed_and_shown() {
             assert_eq!((status.routes.desired, status.routes.actual, status.routes.failed), (8, 8, 0));
             assert_eq!(status.problems, Vec::<String>::new());
             assert_eq!(status.devices.len(), usize::from(backend == Backend::Vxlan));
-            assert_eq!(podway_kern::sysctl::Sysctl::new("net/ipv4/ip_forward").read().unwrap(), "1");
+            assert_eq!(Sysctl::new("net/ipv4/ip_forward").read().unwrap(), "1");
             running.stop().await;
         }
     });
@@ -320,7 +336,63 @@ fn a_change_of_backend_leaves_nothing_old() {
             node.settled(&cluster).await;
             let device = node.rtnl.link(VXLAN_DEVICE).unwrap();
             assert_eq!(device.is_some(), backend == Backend::Vxlan, "{backend}");
+            // A change that another one overtakes is complete much later.
+            running.status.wait_for(|status| status.changeover.is_none()).await.unwrap();
         }
+        running.stop().await;
+    });
+}
+
+/// Waits until the kernel receives by both ways, and says so.
+async fn both_ways(running: &mut Running) {
+    let both: Ways = Ways { receives: [Way::Direct, Way::Vxlan].into(), sends: [Way::Vxlan].into() };
+    running.ways.wait_for(|ways| ways.as_ref() == Some(&both)).await.unwrap();
+}
+
+#[test]
+fn a_restart_in_the_middle_of_a_change_goes_on_where_it_was() {
+    on_a_node("a_restart_in_the_middle_of_a_change_goes_on_where_it_was", |mut node| async move {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().join("routing.json");
+        let filter = Sysctl::conf(Family::V4, "eth0", "rp_filter");
+        filter.write("1").unwrap();
+        let waiting = |cluster: &mut Cluster| {
+            for i in [2, 3] {
+                cluster.record(i).ways =
+                    Some(Ways { receives: [Way::Vxlan].into(), sends: [Way::Vxlan].into() });
+            }
+        };
+        let mut cluster = node.cluster(Backend::Vxlan);
+        let mut running = Running::resume(&cluster, &state);
+        running.programmed().await;
+        node.settled(&cluster).await;
+        let before = node.actual();
+
+        // Nobody else has seen the change: nothing is re-pointed, and a strict filter lets plain packets in.
+        cluster.view.config.backend = Backend::HostGw;
+        waiting(&mut cluster);
+        running.send(&cluster);
+        both_ways(&mut running).await;
+        assert_eq!(filter.read().unwrap(), "2");
+        running.stop().await;
+
+        // Killed, and started again: still so, whatever the configuration says.
+        let mut running = Running::resume(&cluster, &state);
+        both_ways(&mut running).await;
+        assert!(running.status.borrow().changeover.as_ref().is_some_and(|words| words.contains("n2")));
+        let now = node.actual();
+        assert_eq!((&now.next_hops, &now.devices), (&before.next_hops, &before.devices));
+
+        // The others follow: the old side goes, and the filter is as it was.
+        for i in [2, 3] {
+            cluster.record(i).ways =
+                Some(Ways { receives: [Way::Direct].into(), sends: [Way::Direct].into() });
+        }
+        running.send(&cluster);
+        node.settled(&cluster).await;
+        running.status.wait_for(|status| status.changeover.is_none()).await.unwrap();
+        assert_eq!(node.rtnl.link(VXLAN_DEVICE).unwrap(), None);
+        assert_eq!(filter.read().unwrap(), "1");
         running.stop().await;
     });
 }

@@ -1,6 +1,7 @@
 //! Tests of the data plane: tables for what is desired, a fake kernel under random disturbance, and the kernel.
 
 mod backends;
+mod changeover;
 mod fake;
 mod forward;
 mod kernel;
@@ -9,6 +10,7 @@ mod parts;
 mod tables;
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use podway_kern::wireguard::PrivateKey;
@@ -18,6 +20,7 @@ use podway_model::k8s::LabelSelector;
 use podway_model::names::{VXLAN_DEVICE, vtep_mac};
 
 use super::actual::Actual;
+use super::changeover::Times;
 use super::desired::{Desired, Inputs, desired};
 use super::plan::{additions, removals, wireguard_additions, wireguard_removals};
 use crate::view::{BgpRoutes, ClusterView, LocalFacts, NodeView, OwnBlock, OwnBlockState};
@@ -33,6 +36,15 @@ pub(super) fn net(text: &str) -> IpNet {
 pub(super) fn name(text: &str) -> NodeName {
     text.parse().unwrap()
 }
+
+/// A change that nobody answers to takes this long.
+pub(super) const TIMES: Times = Times {
+    prepare: Duration::from_millis(200),
+    linger: Duration::from_millis(200),
+    overtaken: Duration::from_secs(60),
+    withdraw: Duration::from_millis(100),
+    absent: Duration::from_secs(600),
+};
 
 fn pool(cidr: &str) -> Pool {
     Pool {
@@ -63,6 +75,7 @@ pub(super) fn node(i: u8) -> NodeView {
             vtep_mac: Some(vtep_mac(&node, VXLAN_DEVICE)),
             wireguard_key: Some(WireguardKey([i; 32])),
             version: "test".to_owned(),
+            ways: None,
         }),
         live: true,
         blocks: [net(&format!("10.244.{i}.0/26")), net(&format!("fd00:244:{i}::/122"))].into(),
@@ -136,8 +149,12 @@ impl Cluster {
     }
 
     pub(super) fn desired(&self) -> Desired {
+        desired(self.inputs())
+    }
+
+    pub(super) fn inputs(&self) -> Inputs<'_> {
         let wireguard = self.wireguard.as_ref().map_err(String::as_str);
-        desired(Inputs { node: &self.node, view: &self.view, facts: &self.facts, bgp: &self.bgp, wireguard })
+        Inputs { node: &self.node, view: &self.view, facts: &self.facts, bgp: &self.bgp, wireguard }
     }
 
     pub(super) fn peer(&mut self, i: u8) -> &mut NodeView {

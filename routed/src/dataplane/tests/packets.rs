@@ -31,8 +31,8 @@ use tokio::sync::watch;
 use super::super::actual::Actual;
 use super::super::backends::VXLAN_DEVICE6;
 use super::super::mtu::pod_mtu;
-use super::super::{DataplaneStatus, run};
-use super::{Cluster, ip, is_settled, name, net, node};
+use super::super::{DataplaneStatus, Kept, Told, run};
+use super::{Cluster, TIMES, ip, is_settled, name, net, node};
 use crate::view::{ClusterView, OwnBlockState};
 
 /// More than anything here takes, under emulation too.
@@ -265,6 +265,12 @@ impl Host {
                     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
                     runtime.block_on(async {
                         let (_facts, facts_in) = watch::channel(Some(cluster.facts.clone()));
+                        let folder = tempfile::tempdir().unwrap();
+                        let told = Told {
+                            status: status_out,
+                            ways: watch::channel(None).0,
+                            bgp: watch::channel(None).0,
+                        };
                         let (_bgp, bgp_in) = watch::channel(Arc::new(cluster.bgp.clone()));
                         let task = run(
                             cluster.node.clone(),
@@ -272,7 +278,8 @@ impl Host {
                             facts_in,
                             bgp_in,
                             cluster.wireguard.clone(),
-                            status_out,
+                            Kept::read(&folder.path().join("routing.json"), TIMES),
+                            told,
                         );
                         tokio::select! {
                             end = task => panic!("the data plane ended by itself: {end:?}"),

@@ -128,6 +128,7 @@ async fn fill(store: &dyn Store, nodes: usize) -> Result<()> {
             vtep_mac: Some(names::vtep_mac(name.as_str(), names::VXLAN_DEVICE)),
             wireguard_key: None,
             version: "0.1.0".to_owned(),
+            ways: None,
         };
         let life = Liveness { instance_id, addresses: vec![address(node)?.into()] };
         all.push((Key::Node(name.clone()).to_string(), encode(&record)));
