@@ -150,6 +150,13 @@ impl Core {
                 || self.my_subnet().is_some_and(|(subnet, _)| subnet.nets().any(|net| net.contains(&block))))
     }
 
+    /// Why a claim of this node's is given up: its subnet is another one by now. Not so a block that is offered: it was
+    /// ours before flannel's nodes were talked with.
+    pub(super) fn flannel_forbids(&self, block: IpNet, is_offered: bool) -> Option<String> {
+        let (subnet, _) = self.my_subnet().filter(|_| !is_offered && !self.flannel_allows(block))?;
+        Some(format!("this node's subnet of flannel's network is {subnet}"))
+    }
+
     /// The condition that this node's lease has not changed, for a claim within its subnet.
     pub(super) fn flannel_guard(&self, block: IpNet) -> Option<Guard> {
         let prefix = self.flannel_prefix()?;
@@ -161,6 +168,8 @@ impl Core {
     /// Who holds `block` on flannel's keys, if it is not this node.
     pub(super) fn flannel_holder(&self, block: IpNet) -> Option<String> {
         let derived = &self.flannel_in_use()?.derived;
+        // By its address flannel's leases of this node are known.
+        self.facts.as_ref()?;
         if self.my_subnet().is_some_and(|(subnet, _)| subnet.nets().any(|net| net.contains(&block))) {
             return None;
         }
@@ -374,10 +383,11 @@ impl Core {
                 && !self.derived.claims.overlapping(net).any(|(_, _, node)| claimed(node))
                 && !held.iter().any(|held| podway_model::cidr::overlap(*held, net))
         };
+        // What is offered to pods comes before what was lost.
         let mine = || {
-            let own =
-                self.own.iter().filter(|(_, own)| own.phase != Phase::Claiming).map(|(block, _)| *block);
-            own.chain(self.hints.iter().map(|(block, _)| *block))
+            let of = |active| self.own.iter().filter(move |(_, own)| (own.phase == Phase::Active) == active);
+            let own = of(true).chain(of(false)).filter(|(_, own)| own.phase != Phase::Claiming);
+            own.map(|(block, _)| *block).chain(self.hints.iter().map(|(block, _)| *block))
         };
         let start = |count: u64| {
             spread(&[self.me.node.as_str(), "flannel", &self.flannel.attempt.to_string()]) % count

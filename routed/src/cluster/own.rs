@@ -147,9 +147,10 @@ impl Core {
             self.delete_claim(&key, modified, out);
             return self.lose(block, "another node claimed it earlier", out);
         }
-        if let Some(holder) = self.flannel_holder(block) {
+        let is_offered = self.own.get(&block).is_some_and(|own| own.phase == Phase::Active);
+        if let Some(why) = self.flannel_holder(block).or_else(|| self.flannel_forbids(block, is_offered)) {
             self.delete_claim(&key, modified, out);
-            return self.lose(block, &holder, out);
+            return self.lose(block, &why, out);
         }
         let own =
             self.own.entry(block).or_insert_with(|| Own::new(stored.value.pool.clone(), Phase::Pending, 0));

@@ -173,6 +173,18 @@ fn the_lease_that_flannel_left_on_this_node_is_taken_over() {
 }
 
 #[test]
+fn no_block_is_lost_to_this_nodes_own_lease_before_its_address_is_known() {
+    let mut rig = rig(NETWORK).started();
+    let own = rig.own();
+    rig.mem.put(&key(&mine(&rig).0.to_string()), &flannels(1).encode(), None).unwrap();
+    rig.restart();
+    rig.settle();
+    rig.start();
+    assert!(!rig.has_warned("lost"), "{:?}", rig.reports);
+    assert_eq!((rig.own(), mine(&rig).1.public_v4), (own, facts(1).address_v4));
+}
+
+#[test]
 fn a_lease_is_renewed_after_half_of_its_time_and_after_a_restart() {
     let mut rig = rig(NETWORK).started();
     let (subnet, _) = mine(&rig);

@@ -4,6 +4,7 @@
 mod claims;
 mod files;
 mod flannel;
+mod flannel_sim;
 mod giving_back;
 mod pools;
 mod registry;

@@ -87,7 +87,7 @@ pub(super) fn next_event(mem: &Mem, since: Option<i64>) -> Option<(StoreEvent, i
     next_below(mem, &prefixes(), since)
 }
 
-fn next_below(mem: &Mem, prefixes: &[String], since: Option<i64>) -> Option<(StoreEvent, i64)> {
+pub(super) fn next_below(mem: &Mem, prefixes: &[String], since: Option<i64>) -> Option<(StoreEvent, i64)> {
     let changed = since.filter(|since| *since <= mem.revision()).map(|since| mem.since(prefixes, since));
     let Some(Ok((changes, revision))) = changed else {
         let listing = mem.list(prefixes);
