@@ -49,7 +49,10 @@ fn main() -> ExitCode {
                 help: "Remove from this node's kernel everything that routed made (routes, next hops, tunnel \
                        devices, masquerade), and end. Pods and their own routes stay. The node's claims stay \
                        too: podwayctl node release",
-                run: |_config| dataplane::cleanup().map_err(Into::into),
+                run: |_config| {
+                    dataplane::cleanup(std::path::Path::new(podway_model::names::ROUTING_FILE))
+                        .map_err(Into::into)
+                },
             }],
         },
         app::start,

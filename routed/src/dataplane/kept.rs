@@ -64,6 +64,18 @@ impl Kept {
         Self { path: path.to_owned(), loosened: written.loosened.clone(), written, changeover }
     }
 
+    /// Forgets all, with the filters as they were. Returns what went wrong.
+    pub(super) fn forget(mut self, kernel: &mut impl Kernel) -> Vec<String> {
+        let mut problems = self.filter(kernel, false, &[]);
+        match std::fs::remove_file(&self.path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                problems.push(format!("{}: {error}", self.path.display()));
+            }
+            _ => {}
+        }
+        problems
+    }
+
     /// Settings of BGP's sessions, if they may be in use.
     pub(crate) fn bgp(&self) -> Option<BgpConfig> {
         self.changeover.bgp()

@@ -411,7 +411,13 @@ fn cleanup_leaves_nothing_of_ours_and_all_of_others() {
         };
         let foreign = Route::blackhole(net("10.9.0.0/16"), 4);
         node.rtnl.run_all(&[Request::AddRoute(pod.clone()), Request::AddRoute(foreign.clone())]).unwrap();
-        cleanup().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().join("routing.json");
+        std::fs::write(&state, r#"{"schema":1,"stages":[],"loosened":{"eth0":"1"}}"#).unwrap();
+        let filter = Sysctl::conf(Family::V4, "eth0", "rp_filter");
+        filter.write("2").unwrap();
+        cleanup(&state).unwrap();
+        assert_eq!((filter.read().unwrap().as_str(), state.exists()), ("1", false));
         assert_eq!(node.actual(), Actual::default());
         let left = |protocol| RouteFilter { table: Some(TABLE_MAIN), protocol: Some(protocol) };
         assert_eq!(node.rtnl.routes(left(pod.protocol)).unwrap(), [pod]);
