@@ -530,6 +530,7 @@ fn a_cluster_that_grows_beyond_the_threshold_and_shrinks_again_loses_no_route() 
 }
 
 /// Seeds of what is random: `PODWAY_SEEDS` says how many, or as many as the gate has time for; `PODWAY_SEED` names one.
+#[expect(clippy::disallowed_methods, reason = "a test is told by its environment how much time there is")]
 fn seeds(few: u64) -> std::ops::Range<u64> {
     let one = std::env::var("PODWAY_SEED").ok().and_then(|text| text.parse().ok());
     if let Some(seed) = one {
@@ -570,7 +571,7 @@ fn topologies_change_and_daemons_are_killed_meanwhile_and_no_route_is_missing_of
                     net.run_while(at - net.now, always);
                 }
                 net.configure(i, viewed(i, nodes, view, false));
-                if net.random() % 3 == 0 {
+                if net.random().is_multiple_of(3) {
                     let victim = net.random() as usize % nodes;
                     let restarted = net.kill(victim);
                     let away = Duration::from_millis(50 + net.random() % 3000);

@@ -278,7 +278,7 @@ fn one_mistake_in_each_field_is_found() {
             "spec.bgp.nodeAsns[0].asn",
         ),
         (own("ClusterConfig", "default", "{bgp: {bmp: [{}]}}"), "spec.bgp.bmp[0].address"),
-        (own("ClusterConfig", "default", "{bgp: {bmp: [{address: '10.0.0.9:0'}]}}"), "address 10.0.0.9:0"),
+        (own("ClusterConfig", "default", "{bgp: {bmp: [{address: '10.0.0.9:0'}]}}"), "spec.bgp.bmp[0]"),
         (
             own("ClusterConfig", "default", "{bgp: {bmp: [{address: '10.0.0.9:1', statisticsSeconds: 4}]}}"),
             "spec.bgp.bmp[0].statisticsSeconds",
@@ -289,7 +289,7 @@ fn one_mistake_in_each_field_is_found() {
         ),
         (
             own("ClusterConfig", "default", "{bgp: {bmp: [{address: '1.1.1.1:1'}, {address: '1.1.1.1:1'}]}}"),
-            "an address that stands there once",
+            "spec.bgp.bmp[1]",
         ),
         (
             own("ClusterConfig", "default", "{bgp: {announce: [{prefix: 0.0.0.0/0}]}}"),
