@@ -67,10 +67,19 @@ fn under_flows(
     act: impl FnOnce(&mut Cluster) -> Result<()>,
 ) -> Result<Vec<(String, FlowReport)>> {
     let nodes = cluster.lab.nodes.len();
+    let pairs: Vec<(usize, usize)> = (0..nodes).map(|from| (from, (from + 1) % nodes)).collect();
+    while_flowing(cluster, &pairs, act)
+}
+
+/// Runs `act` while packets flow between pods of these nodes, in all their families.
+fn while_flowing(
+    cluster: &mut Cluster,
+    pairs: &[(usize, usize)],
+    act: impl FnOnce(&mut Cluster) -> Result<()>,
+) -> Result<Vec<(String, FlowReport)>> {
     let mut flows = vec![];
-    for from in 0..nodes {
-        let to = (from + 1) % nodes;
-        let (one, other) = (cluster.pod_on(from)?, cluster.pod_on(to)?);
+    for (from, to) in pairs {
+        let (one, other) = (cluster.pod_on(*from)?, cluster.pod_on(*to)?);
         for address in &other.addresses {
             let flow = Flow::start(one.net(), other.net(), *address, Duration::from_millis(1))?;
             flows.push((format!("n{} to n{} at {address}", from + 1, to + 1), flow));
@@ -165,7 +174,7 @@ fn a_reflector_that_dies_costs_its_clients_nothing_but_what_it_carried() {
         connected(&cluster)?;
         is_watched(&cluster)?;
         let dead = cluster.lab.nodes[0].addresses.v4;
-        let reports = between_clients(&mut cluster, |cluster| {
+        let reports = while_flowing(&mut cluster, &CLIENTS, |cluster| {
             // The daemon alone is killed, and comes back; then the node is cut off for good.
             cluster.lab.nodes[0].kill_routed()?;
             cluster.lab.nodes[0].start_routed()?;
@@ -205,26 +214,8 @@ fn took(what: &str, since: Instant) {
     println!("{what} after {} ms", since.elapsed().as_millis());
 }
 
-/// Runs `act` while packets flow both ways between the last two nodes.
-fn between_clients(
-    cluster: &mut Cluster,
-    act: impl FnOnce(&mut Cluster) -> Result<()>,
-) -> Result<Vec<(String, FlowReport)>> {
-    let mut flows = vec![];
-    for (from, to) in [(2, 3), (3, 2)] {
-        let (one, other) = (cluster.pod_on(from)?, cluster.pod_on(to)?);
-        let flow = Flow::start(one.net(), other.net(), other.addresses[0], Duration::from_millis(1))?;
-        flow.wait_for(100)?;
-        flows.push((format!("n{} to n{}", from + 1, to + 1), flow));
-    }
-    act(cluster)?;
-    let mut reports = vec![];
-    for (pair, flow) in flows {
-        flow.wait_for(100)?;
-        reports.push((pair, flow.stop()?));
-    }
-    Ok(reports)
-}
+/// Two nodes that do not reflect, both ways.
+const CLIENTS: [(usize, usize); 2] = [(2, 3), (3, 2)];
 
 #[test]
 fn claims_in_the_store_lead_where_no_reflector_is_up() {
@@ -234,7 +225,7 @@ fn claims_in_the_store_lead_where_no_reflector_is_up() {
         let mut cluster = cluster("no-reflector", 4, true, &bgp, &["n1"])?;
         has_sessions(&cluster, &["n1"])?;
         connected(&cluster)?;
-        let reports = between_clients(&mut cluster, |cluster| {
+        let reports = while_flowing(&mut cluster, &CLIENTS, |cluster| {
             cluster.lab.nodes[0].kill_routed()?;
             for node in &cluster.lab.nodes[1..] {
                 wait_until_ok("its clients have no session", PATIENCE, || {
