@@ -580,6 +580,7 @@ fn topologies_change_and_daemons_are_killed_meanwhile_and_no_route_is_missing_of
                 }
             }
             net.run_while(3 * MINUTE, always);
+            net.nobody_is_surprised();
         }
     }
 }

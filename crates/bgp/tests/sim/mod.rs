@@ -334,6 +334,7 @@ impl Net {
                     }
                 }
                 Action::PeerChanged { peer, up, reason, .. } => {
+                    assert!(!reason.contains("unexpected message"), "n{i}: {peer}: {reason}");
                     let node = &mut self.nodes[i];
                     if up {
                         node.up.insert(peer)
@@ -405,6 +406,21 @@ impl Net {
                     self.conns[conn].open[side] = false;
                     self.step(node, Event::Closed { conn: id, reason: reason.to_owned() });
                 }
+            }
+        }
+    }
+
+    /// No node ever tells another one that it did not expect a message: all of them are ours.
+    pub fn nobody_is_surprised(&self) {
+        for (i, node) in self.nodes.iter().enumerate() {
+            for peer in node.speaker.as_ref().map(Speaker::peers).unwrap_or_default() {
+                let told = peer.told.map(|(told, _)| told).unwrap_or_default();
+                assert!(
+                    !told.contains("unexpected message"),
+                    "n{i} to {}: {told}\n{}",
+                    peer.name,
+                    self.report()
+                );
             }
         }
     }

@@ -299,7 +299,13 @@ impl Host {
     }
 
     fn actual(&self) -> Actual {
-        self.netns.run(|| Actual::read(&mut NetlinkKernel::open().unwrap()).unwrap()).unwrap()
+        loop {
+            match self.netns.run(|| Actual::read(&mut NetlinkKernel::open().unwrap())).unwrap() {
+                Ok(actual) => return actual,
+                // A device that is taken away between two questions.
+                Err(error) => assert!(error.is_missing(), "{error}"),
+            }
+        }
     }
 
     fn settled(&self) {
