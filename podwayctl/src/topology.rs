@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use podway_bgp::config::{Role, Standing};
 use podway_bgp::topology::{Chooser, Link, Member, Rule, View, ZONE};
 use podway_model::cluster::{Backend, BgpPeer, ClusterConfig, NodeRecord, decode};
 use podway_model::document::{Document, Kind};
@@ -223,14 +224,11 @@ fn sessions(found: &Found, nodes: &[Node], views: &BTreeMap<u32, View>) -> Vec<S
             let (from, to, kind) = if one.asn == other.asn {
                 let Some(view) = views.get(&one.asn) else { continue };
                 let link = Link::new(view, &one.name, &other.name, true);
-                match (*view == View::Mesh, one.reflector, other.reflector) {
-                    (true, ..) | (_, true, true) => (i, j, SessionKind::Mesh),
-                    (_, true, false) => (i, j, SessionKind::Client),
-                    (_, false, true) => (j, i, SessionKind::Client),
-                    (_, false, false) => {
-                        debug_assert!(!link.listed, "nobody looks for it");
-                        continue;
-                    }
+                match (link.role, link.standing) {
+                    (_, Standing::Leaving) => continue,
+                    (Role::Client, _) => (i, j, SessionKind::Client),
+                    (Role::Reflector, _) => (j, i, SessionKind::Client),
+                    (Role::Mesh | Role::External, _) => (i, j, SessionKind::Mesh),
                 }
             } else {
                 (i, j, SessionKind::External)

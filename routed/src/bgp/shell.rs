@@ -219,7 +219,9 @@ impl Shell {
             }
         }
         while self.tasks.try_join_next().is_some() {}
-        self.look_for_reflectors();
+        if self.fallback.is_needed() {
+            self.look_for_reflectors();
+        }
         self.tell_stations();
         let settled: Vec<IpAddr> = self.fate.asked().filter(|peer| !self.speaker.is_stale(*peer)).collect();
         settled.into_iter().for_each(|peer| self.judge(fate::Event::Settled(peer)));
@@ -383,10 +385,7 @@ impl Shell {
 
     /// Asks a neighbour for its table again; false: there is no session.
     pub(super) fn refresh(&mut self, peer: IpAddr) -> bool {
-        let up = |status: &podway_bgp::event::PeerStatus| {
-            status.address == peer && status.state == podway_bgp::session::State::Established
-        };
-        let found = self.speaker.peers().iter().any(up);
+        let found = self.speaker.is_established(peer);
         if found {
             self.step(Event::Refresh { peer });
         }
@@ -559,6 +558,9 @@ impl Shell {
             && self.desired.config.options.circles.iter().any(|c| c.template.options.bfd.is_some())
         {
             self.follow_bfd();
+        }
+        if !changed.is_empty() {
+            self.look_for_reflectors();
         }
         // After all actions: what follows from it comes after what is in them.
         changed.into_iter().for_each(|event| self.judge(event));

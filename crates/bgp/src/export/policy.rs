@@ -11,7 +11,6 @@ use crate::filter::{self, Filter, Subject, Verdict};
 use crate::message::attribute::{
     GRACEFUL_SHUTDOWN, NO_ADVERTISE, NO_EXPORT, NO_EXPORT_SUBCONFED, PathAttributes, kind, released,
 };
-
 use crate::message::update::Encoding;
 use crate::rib::Path;
 use crate::rib::decision::{DEFAULT_LOCAL_PREF, local_pref};

@@ -50,7 +50,6 @@ impl Speaker {
             }
         }
         self.follow_ranges(&config);
-        self.expect_leaving();
         if before.own_addresses != config.own_addresses
             || before.options.claimed_only != config.options.claimed_only
         {
@@ -158,6 +157,7 @@ impl Speaker {
         {
             self.change_connecting(address, &neighbour);
         }
+        self.expect_leaving(address);
     }
 
     /// What a running session can follow: its role within the AS, import and export.

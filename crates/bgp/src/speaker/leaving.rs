@@ -29,11 +29,10 @@ const LOOK: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(120);
 
 impl Speaker {
-    /// When sessions that are to end are looked at next; none: there are none.
-    pub(super) fn expect_leaving(&mut self) {
-        let leaves = |peer: &Peer| peer.is_leaving();
-        if self.look_at.is_none() && self.peers.values().any(leaves) {
-            self.look_at = Some(self.now + LOOK);
+    /// Sessions that are to end are looked at soon, if this is one.
+    pub(super) fn expect_leaving(&mut self, address: IpAddr) {
+        if self.peers.get(&address).is_some_and(Peer::is_leaving) {
+            self.look_at.get_or_insert(self.now + LOOK);
         }
     }
 

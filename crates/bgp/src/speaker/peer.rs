@@ -230,6 +230,11 @@ impl Peer {
         GroupKey { letting_go: self.letting_go, ..key }
     }
 
+    /// Whether its routes are in use, or ours with it.
+    pub(super) fn is_relied_on(&self) -> bool {
+        self.session.is_some() || !self.stale.is_empty() || self.returning_until.is_some()
+    }
+
     /// Whether nothing is left of a neighbour that came from a range or circle.
     pub(super) fn is_gone(&self) -> bool {
         let idle = self.slots.iter().all(|slot| slot.conn.is_none());

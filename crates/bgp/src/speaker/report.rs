@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::Speaker;
 use super::peer::Peer;
-use crate::config::SpeakerConfig;
+use crate::config::{Role, SpeakerConfig};
 use crate::event::{PeerStatus, RouteStatus};
 use crate::message::Nlri;
 use crate::message::attribute::PathAttributes;
@@ -113,19 +113,13 @@ impl Speaker {
     /// our own, from which they are not back yet. After a restart, these are the ones to wait for
     /// ([`crate::config::Restarted`]).
     pub fn relied_on(&self) -> BTreeSet<IpAddr> {
-        let relied = |(address, peer): (&IpAddr, &Peer)| {
-            let kept = !peer.stale.is_empty() || peer.returning_until.is_some();
-            (peer.session.is_some() || kept).then_some(*address)
-        };
-        self.peers.iter().filter_map(relied).collect()
+        self.peers.iter().filter(|(_, peer)| peer.is_relied_on()).map(|(address, _)| *address).collect()
     }
 
     /// Of the peers whose routes are in use: those that we reflect to.
     pub fn reflected_to(&self) -> BTreeSet<IpAddr> {
-        let is_client = |peer: &IpAddr| {
-            self.peers.get(peer).is_some_and(|peer| peer.neighbour.role == crate::config::Role::Client)
-        };
-        self.relied_on().into_iter().filter(is_client).collect()
+        let is_client = |peer: &Peer| peer.is_relied_on() && peer.neighbour.role == Role::Client;
+        self.peers.iter().filter(|(_, peer)| is_client(peer)).map(|(address, _)| *address).collect()
     }
 
     /// Whether a restart is still waiting for peers' tables.

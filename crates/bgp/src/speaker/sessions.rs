@@ -60,7 +60,7 @@ impl Speaker {
         peer.restart_until = None;
         self.note_up(address);
         self.deferral_session_up(address);
-        self.expect_leaving();
+        self.expect_leaving(address);
         self.pull(address);
         let reason = "established".to_owned();
         self.actions.push(Action::PeerChanged { peer: address, up: true, silent: false, reason });
