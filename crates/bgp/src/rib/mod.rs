@@ -8,8 +8,9 @@ pub(crate) mod decision;
 mod decision_tests;
 mod destination;
 pub(crate) mod intern;
-pub(crate) mod table;
+mod table;
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Deref;
 use std::sync::Arc;
@@ -23,7 +24,7 @@ pub(crate) use intern::{Attributes, Interner};
 
 use crate::message::Nlri;
 use crate::types::Family;
-use table::PrefixMap;
+use table::Numbers;
 
 /// What a session says about its peer, as far as the decision process cares.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -119,6 +120,14 @@ impl DestId {
         self.0 as usize
     }
 
+    pub(crate) fn new(number: u32) -> Self {
+        Self(number)
+    }
+
+    pub(crate) fn number(self) -> u32 {
+        self.0
+    }
+
     /// The one at an index.
     pub(crate) fn from_index(at: usize) -> Self {
         Self(u32::try_from(at).expect("an index of a destination is its number"))
@@ -129,8 +138,10 @@ impl DestId {
 /// this one need no prefixes of their own.
 #[derive(Debug)]
 pub(crate) struct Rib {
-    numbers: PrefixMap<DestId>,
+    numbers: Numbers,
     destinations: Vec<Destination>,
+    /// The next hops of those that have several.
+    several: BTreeMap<DestId, Vec<IpAddr>>,
     free: Vec<DestId>,
     /// To be decided anew.
     changed: Vec<DestId>,
@@ -141,8 +152,9 @@ pub(crate) struct Rib {
 impl Default for Rib {
     fn default() -> Self {
         let mut rib = Self {
-            numbers: PrefixMap::default(),
+            numbers: Numbers::default(),
             destinations: vec![],
+            several: BTreeMap::new(),
             free: vec![],
             changed: vec![],
             pending: vec![],
@@ -158,71 +170,80 @@ impl Rib {
     /// The number of a prefix, a new one if it has none.
     fn number(&mut self, prefix: IpNet) -> DestId {
         let Self { numbers, destinations, free, .. } = self;
-        *numbers.or_insert_with(prefix, || match free.pop() {
-            Some(id) => {
-                destinations[id.at()] = Destination::new(prefix);
-                id
-            }
-            None => {
-                let id =
-                    DestId(u32::try_from(destinations.len()).expect("memory ends before the numbers do"));
-                destinations.push(Destination::new(prefix));
-                id
-            }
-        })
+        if let Some(id) = numbers.get(destinations, &prefix) {
+            return id;
+        }
+        let id = free.pop().unwrap_or_else(|| DestId::from_index(destinations.len()));
+        match destinations.get_mut(id.at()) {
+            Some(free) => *free = Destination::new(prefix),
+            None => destinations.push(Destination::new(prefix)),
+        }
+        numbers.insert(destinations, id);
+        id
     }
 
     /// Lets go of a destination that nobody has a path to or is told of. The default routes stay: a group may originate one.
     fn release(&mut self, id: DestId) {
-        let destination = &self.destinations[id.at()];
-        if destination.is_idle() && id.at() >= Family::ALL.len() {
-            self.numbers.remove(&destination.prefix);
+        if self.destinations[id.at()].is_idle() && !Self::is_default(id) {
+            self.numbers.remove(&self.destinations, id);
             self.free.push(id);
         }
+    }
+
+    /// Whether it is a default route: those have the first numbers.
+    fn is_default(id: DestId) -> bool {
+        id.at() < Family::ALL.len()
     }
 
     /// Puts a path in, in place of an earlier one from the same source with the same identifier. True: there was none.
     pub(crate) fn announce(&mut self, prefix: IpNet, mut path: Path) -> (DestId, bool) {
         let id = self.number(prefix);
         let destination = &mut self.destinations[id.at()];
-        let old = destination.paths.iter_mut().find(|old| old.is_of(path.source(), path.their_id));
-        let is_new = old.is_none();
-        if let Some(old) = old {
-            path.our_id = old.our_id;
-            let same = old.same_as(&path) && old.usable == path.usable;
-            *old = path;
+        let all = destination.paths();
+        let known = all.iter().position(|old| old.is_of(path.source(), path.their_id));
+        if let Some(at) = known {
+            path.our_id = all[at].our_id;
+            let same = all[at].same_as(&path) && all[at].usable == path.usable;
+            destination.replace(at, path);
             if same {
                 return (id, false);
             }
         } else {
-            let taken = |id: &u32| destination.paths.iter().any(|other| other.our_id == *id);
+            let taken = |id: &u32| all.iter().any(|other| other.our_id == *id);
             path.our_id = (1..).find(|id| !taken(id)).expect("there are more numbers than paths");
-            destination.paths.push(path);
+            destination.push(path);
         }
         self.reconsider(id);
-        (id, is_new)
+        (id, known.is_none())
     }
 
     /// Takes a path of a source out; none: there was none.
     pub(crate) fn withdraw(&mut self, nlri: &Nlri, source: Option<IpAddr>) -> Option<Withdrawn> {
-        let id = *self.numbers.get(&nlri.prefix)?;
-        let paths = &mut self.destinations[id.at()].paths;
-        let at = paths.iter().position(|path| path.is_of(source, nlri.id))?;
-        paths.remove(at);
-        let last = !paths.iter().any(|path| path.source() == source);
+        let id = self.find(&nlri.prefix)?;
+        let destination = &mut self.destinations[id.at()];
+        let at = destination.paths().iter().position(|path| path.is_of(source, nlri.id))?;
+        destination.remove(at);
+        let last = !destination.paths().iter().any(|path| path.source() == source);
         self.reconsider(id);
         Some(Withdrawn { id, last })
     }
 
     /// Judges the learned paths of a prefix again: whether they are usable, and with which attributes.
     pub(crate) fn judge(&mut self, prefix: &IpNet, mut judge: impl FnMut(&Path) -> (bool, Arc<Attributes>)) {
-        let Some(id) = self.numbers.get(prefix).copied() else { return };
+        let Some(id) = self.find(prefix) else { return };
+        let destination = &mut self.destinations[id.at()];
         let mut changed = false;
-        for path in self.destinations[id.at()].paths.iter_mut().filter(|path| path.learned.is_some()) {
+        for at in 0..destination.paths().len() {
+            let path = &destination.paths()[at];
+            if path.learned.is_none() {
+                continue;
+            }
             let (usable, attributes) = judge(path);
             if path.usable != usable || path.attributes.id != attributes.id {
                 let (learned, received) = (path.learned.clone(), Arc::clone(&path.received));
-                path.shared = Arc::new(Shared { learned, received, attributes, usable });
+                let shared = Arc::new(Shared { learned, received, attributes, usable });
+                let (their_id, our_id) = (path.their_id, path.our_id);
+                destination.replace(at, Path { shared, their_id, our_id });
                 changed = true;
             }
         }
@@ -260,8 +281,12 @@ impl Rib {
             let destination = &mut self.destinations[id.at()];
             destination.changed = false;
             let later = deferred(&destination.prefix);
-            let Outcome { same, next_hops } =
-                destination.select(rules, |path| path.usable && (!later || path.learned.is_none()));
+            let may = |path: &&Path| path.usable && (!later || path.learned.is_none());
+            let mut several = if destination.several { self.several.remove(&id) } else { None };
+            let Outcome { same, next_hops } = destination.select(rules, &mut several, may);
+            if let Some(several) = several {
+                self.several.insert(id, several);
+            }
             let tell = all || !same || next_hops.is_some();
             if let Some(next_hops) = next_hops {
                 changes.push(Change { prefix: destination.prefix, next_hops });
@@ -310,7 +335,7 @@ impl Rib {
 
     /// The number of a prefix.
     pub(crate) fn find(&self, prefix: &IpNet) -> Option<DestId> {
-        self.numbers.get(prefix).copied()
+        self.numbers.get(&self.destinations, prefix)
     }
 
     /// One more than the largest number.
@@ -328,12 +353,20 @@ impl Rib {
     }
 
     pub(crate) fn path(&self, nlri: &Nlri, source: Option<IpAddr>) -> Option<&Path> {
-        self.get(&nlri.prefix)?.paths.iter().find(|path| path.is_of(source, nlri.id))
+        self.get(&nlri.prefix)?.paths().iter().find(|path| path.is_of(source, nlri.id))
     }
 
-    /// By prefix.
+    /// Those that have a path, and the default routes, by number.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (DestId, &Destination)> {
-        self.numbers.values().map(|id| (*id, self.at(*id)))
+        let all = self.destinations.iter().enumerate().map(|(at, one)| (DestId::from_index(at), one));
+        all.filter(|(id, one)| !one.paths().is_empty() || Self::is_default(*id))
+    }
+
+    /// Those that have a path, by prefix.
+    pub(crate) fn by_prefix(&self) -> Vec<&Destination> {
+        let mut all: Vec<&Destination> = self.iter().map(|(_, one)| one).collect();
+        all.sort_unstable_by_key(|one| one.prefix);
+        all
     }
 }
 

@@ -199,9 +199,7 @@ impl Speaker {
                 return (all, Some(at));
             }
             let destination = self.rib.at(DestId::from_index(at));
-            // A number that nobody has may still hold what it held.
-            let stands = self.rib.find(&destination.prefix).is_some_and(|id| id.at() == at);
-            if stands && destination.best().is_some() {
+            if destination.best().is_some() {
                 all.push(destination.prefix);
             }
         }

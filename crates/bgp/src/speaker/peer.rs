@@ -1,5 +1,6 @@
 //! A neighbour: its three connection slots, the session on one of them, and what it told us.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -246,7 +247,8 @@ impl Peer {
 /// Adj-RIB-in (RFC 4271 section 3.2): where a peer has paths. The paths themselves stand in the RIB.
 #[derive(Debug, Default)]
 pub(super) struct AdjIn {
-    destinations: BTreeSet<DestId>,
+    /// Numbers of destinations, sixty-four to a word: those of one peer mostly lie side by side.
+    words: BTreeMap<u32, u64>,
     /// Paths of IPv4, and of IPv6.
     counts: [u32; 2],
 }
@@ -254,16 +256,28 @@ pub(super) struct AdjIn {
 impl AdjIn {
     /// A path to a destination is there that was not there before.
     pub(super) fn insert(&mut self, nlri: &Nlri, destination: DestId) {
-        self.destinations.insert(destination);
+        let (word, bit) = Self::place(destination);
+        *self.words.entry(word).or_default() |= bit;
         self.counts[Self::slot(Family::of(&nlri.prefix))] += 1;
     }
 
     /// A path is there no more.
     pub(super) fn remove(&mut self, nlri: &Nlri, withdrawn: &Withdrawn) {
-        if withdrawn.last {
-            self.destinations.remove(&withdrawn.id);
+        let (word, bit) = Self::place(withdrawn.id);
+        if withdrawn.last
+            && let Entry::Occupied(mut bits) = self.words.entry(word)
+        {
+            *bits.get_mut() &= !bit;
+            if *bits.get() == 0 {
+                bits.remove();
+            }
         }
         self.counts[Self::slot(Family::of(&nlri.prefix))] -= 1;
+    }
+
+    fn place(destination: DestId) -> (u32, u64) {
+        let number = destination.number();
+        (number / u64::BITS, 1 << (number % u64::BITS))
     }
 
     fn slot(family: Family) -> usize {
@@ -281,16 +295,21 @@ impl AdjIn {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.destinations.is_empty()
+        self.words.is_empty()
     }
 
     pub(super) fn destinations(&self) -> impl Iterator<Item = DestId> {
-        self.destinations.iter().copied()
+        self.destinations_from(DestId::from_index(0))
     }
 
     /// Those from a number on.
     pub(super) fn destinations_from(&self, from: DestId) -> impl Iterator<Item = DestId> {
-        self.destinations.range(from..).copied()
+        let of = |(word, bits): (&u32, &u64)| {
+            let (first, bits) = (word * u64::BITS, *bits);
+            (0..u64::BITS).filter(move |bit| bits >> bit & 1 == 1).map(move |bit| DestId::new(first + bit))
+        };
+        let words = self.words.range(Self::place(from).0..);
+        words.flat_map(of).skip_while(move |id| *id < from)
     }
 
     /// The paths of `peer`, whose adj-RIB-in this is, each with what stands in the RIB.
@@ -299,8 +318,8 @@ impl AdjIn {
         rib: &'a Rib,
         peer: IpAddr,
     ) -> impl Iterator<Item = (Nlri, &'a Path, &'a Destination)> {
-        self.destinations.iter().flat_map(move |id| {
-            let destination = rib.at(*id);
+        self.destinations().flat_map(move |id| {
+            let destination = rib.at(id);
             let theirs = destination.paths().iter().filter(move |path| path.source() == Some(peer));
             theirs
                 .map(move |path| (Nlri { prefix: destination.prefix, id: path.their_id }, path, destination))
@@ -310,5 +329,41 @@ impl AdjIn {
     /// The same without what stands there.
     pub(super) fn paths<'a>(&'a self, rib: &'a Rib, peer: IpAddr) -> impl Iterator<Item = Nlri> + 'a {
         self.entries(rib, peer).map(|(nlri, _, _)| nlri)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_adj_rib_in_is_a_set_of_numbers_in_order() {
+        let nlri = Nlri::from(Family::Ipv4.default_prefix());
+        let mut rng = crate::session::rng::Rng::new(3);
+        let (mut adj_in, mut expected) = (AdjIn::default(), BTreeSet::new());
+        for _ in 0..20_000 {
+            let id = DestId::from_index(usize::try_from(rng.next() % 700).unwrap());
+            if expected.insert(id) {
+                adj_in.insert(&nlri, id);
+            } else {
+                // One of two paths, then the other.
+                adj_in.insert(&nlri, id);
+                adj_in.remove(&nlri, &Withdrawn { id, last: false });
+                if rng.next().is_multiple_of(2) {
+                    expected.remove(&id);
+                    adj_in.remove(&nlri, &Withdrawn { id, last: true });
+                }
+            }
+            assert!(adj_in.len() == expected.len() && adj_in.is_empty() == expected.is_empty());
+        }
+        assert!(adj_in.destinations().eq(expected.iter().copied()) && expected.len() > 200);
+        for from in [0, 1, 63, 64, 65, 128, 699, 700] {
+            let from = DestId::from_index(from);
+            assert!(adj_in.destinations_from(from).eq(expected.range(from..).copied()), "{from:?}");
+        }
+        for id in expected {
+            adj_in.remove(&nlri, &Withdrawn { id, last: true });
+        }
+        assert!(adj_in.is_empty() && adj_in.destinations().next().is_none());
     }
 }
