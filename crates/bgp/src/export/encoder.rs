@@ -12,7 +12,6 @@ use super::lint;
 use super::log::Segment;
 use super::policy::GroupKey;
 use crate::config::Role;
-use crate::message::Nlri;
 use crate::message::attribute::PathAttributes;
 use crate::rib::Learned;
 use crate::types::Family;
@@ -119,7 +118,6 @@ struct Open {
     from: usize,
     to: usize,
     for_source: Bytes,
-    prefixes: Box<[Nlri]>,
 }
 
 /// Segments that lie together.
@@ -140,18 +138,11 @@ impl Chunks {
     }
 
     /// A segment ends here.
-    pub(crate) fn end(
-        &mut self,
-        key: &GroupKey,
-        source: Option<IpAddr>,
-        from: usize,
-        for_source: Bytes,
-        prefixes: Box<[Nlri]>,
-    ) {
+    pub(crate) fn end(&mut self, key: &GroupKey, source: Option<IpAddr>, from: usize, for_source: Bytes) {
         self.check(key, source, from);
         debug_assert_eq!(lint::check(&for_source, key, None), Ok(()));
         let to = self.bytes.len();
-        self.open.push(Open { source, from, to, for_source, prefixes });
+        self.open.push(Open { source, from, to, for_source });
     }
 
     /// Checks what was written since `from`, in builds with debug assertions.
@@ -162,8 +153,8 @@ impl Chunks {
     fn close(&mut self) {
         let chunk = std::mem::take(&mut self.bytes).freeze();
         self.done.extend(self.open.drain(..).map(|open| {
-            let Open { source, from, to, for_source, prefixes } = open;
-            Segment { source, chunk: chunk.clone(), from, to, for_source, prefixes }
+            let Open { source, from, to, for_source } = open;
+            Segment { source, chunk: chunk.clone(), from, to, for_source }
         }));
     }
 

@@ -176,7 +176,7 @@ impl Group {
         for ((_, source), prefixes) in withdrawn {
             let from = chunks.begin();
             update::withdraw(&mut chunks.bytes, &prefixes, &self.key.encoding);
-            chunks.end(&self.key, source, from, Bytes::new(), prefixes.into());
+            chunks.end(&self.key, source, from, Bytes::new());
         }
         chunks.finish().into_iter().for_each(|segment| self.log.push(segment));
         let end = self.log.end();
@@ -232,7 +232,7 @@ impl Group {
                 let told: Vec<Nlri> = batch.paths.iter().filter_map(told_before).collect();
                 update::withdraw(&mut for_source, &told, encoding);
             }
-            chunks.end(&self.key, source, from, for_source.freeze(), prefixes.into());
+            chunks.end(&self.key, source, from, for_source.freeze());
             return;
         }
         // What does not fit on the way out is withdrawn: an older route must not stay in its place.
@@ -289,7 +289,7 @@ impl Group {
         let cursor = self.members.remove(&member)?;
         let mut told: BTreeSet<Nlri> = self.told_paths(rib).map(|(nlri, _)| nlri).collect();
         told.extend(cursor.behind.into_iter().flatten());
-        told.extend(self.log.from(cursor.position).flat_map(|segment| segment.prefixes.iter().copied()));
+        told.extend(self.log.from(cursor.position).flat_map(|segment| segment.prefixes(&self.key)));
         let (unsent, enhanced) = (cursor.unsent, cursor.enhanced);
         Some(Moved { unsent, told, end_of_rib: cursor.end_of_rib, enhanced })
     }
@@ -317,7 +317,7 @@ impl Group {
             let from = chunks.begin();
             // What stands in the adj-RIB-out has been encoded before, so it fits.
             if update::announce(&mut chunks.bytes, attributes, &prefixes, &self.key.encoding).is_ok() {
-                chunks.end(&self.key, source, from, Bytes::new(), prefixes.into());
+                chunks.end(&self.key, source, from, Bytes::new());
             }
         }
         chunks.finish()
@@ -349,7 +349,7 @@ impl Group {
         let unread = cursor.snapshot.take();
         let unread = unread.iter().flat_map(|(segments, at)| &segments[(*at).min(segments.len())..]);
         let unread = unread.chain(self.log.from(cursor.position));
-        cursor.behind = Some(unread.flat_map(|segment| segment.prefixes.iter().copied()).collect());
+        cursor.behind = Some(unread.flat_map(|segment| segment.prefixes(&self.key)).collect());
         cursor.position = self.log.end();
     }
 

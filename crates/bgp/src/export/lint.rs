@@ -16,43 +16,24 @@
 
 use std::net::IpAddr;
 
-use bytes::{Buf, BytesMut};
+use bytes::Buf;
 
+use super::log::read;
 use super::policy::{External, GroupKey, Side};
 use crate::config::Relation;
 use crate::message::attribute::{
     LLGR_STALE, NO_ADVERTISE, NO_EXPORT, NO_EXPORT_SUBCONFED, PathAttributes, flag, kind,
 };
-use crate::message::update::{DecodeContext, Update};
-use crate::message::{MessageType, next_frame};
+use crate::message::update::Update;
 use crate::types::Family;
 
 /// Whether all messages in `bytes`, about routes from `source`, may be sent to a group.
 pub(crate) fn check(bytes: &[u8], key: &GroupKey, source: Option<IpAddr>) -> Result<(), String> {
-    let mut rest = BytesMut::from(bytes);
-    let context = DecodeContext {
-        four_octet_as: key.encoding.four_octet_as,
-        external: match &key.side {
-            Side::Internal { .. } => None,
-            Side::External(external) => Some(external.asn),
-        },
-        families: key.families,
-        add_path: key.encoding.add_path,
-        extended_next_hop: key.extended_next_hop,
-        first_as: matches!(&key.side, Side::External(external) if !external.route_server),
-    };
-    loop {
-        match next_frame(&mut rest, key.encoding.max_len).map_err(|n| n.to_string())? {
-            Some(frame) if frame.kind == MessageType::Update => {
-                check_order(&frame.body, key.encoding.four_octet_as)?;
-                let update = Update::decode(frame.body, &context).map_err(|n| n.to_string())?;
-                check_update(&update, key, source)?;
-            }
-            Some(frame) => return Err(format!("a {:?} among the updates", frame.kind)),
-            None if rest.is_empty() => return Ok(()),
-            None => return Err("a message is cut off".to_owned()),
-        }
+    for (body, update) in read(bytes, key)? {
+        check_order(&body, key.encoding.four_octet_as)?;
+        check_update(&update, key, source)?;
     }
+    Ok(())
 }
 
 /// The attributes as they stand on the wire.

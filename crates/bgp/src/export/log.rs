@@ -3,9 +3,11 @@
 use std::collections::VecDeque;
 use std::net::IpAddr;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
-use crate::message::Nlri;
+use super::policy::{GroupKey, Side};
+use crate::message::update::{DecodeContext, Update};
+use crate::message::{MessageType, Nlri, next_frame};
 
 /// Whole messages about some prefixes of one source. What was encoded together lies in one chunk, so that a reader of
 /// many segments gets few pieces.
@@ -21,13 +23,52 @@ pub(crate) struct Segment {
     pub(crate) to: usize,
     /// What the source is told: the withdrawal of what it was told before it had the route itself.
     pub(crate) for_source: Bytes,
-    /// The prefixes it is about.
-    pub(crate) prefixes: Box<[Nlri]>,
 }
 
 impl Segment {
     fn weight(&self) -> usize {
         self.to - self.from + self.for_source.len()
+    }
+
+    /// The prefixes that it is about. Few want to know, so it is read from what everybody is told: those of `for_source` are
+    /// among them.
+    pub(crate) fn prefixes(&self, key: &GroupKey) -> Vec<Nlri> {
+        let updates = read(&self.chunk[self.from..self.to], key);
+        debug_assert!(updates.is_ok(), "what we have written can be read: {updates:?}");
+        let updates = updates.into_iter().flatten().map(|(_, update)| update);
+        let told = |update: Update| {
+            let announced = update.announced.into_iter().flat_map(|(_, prefixes)| prefixes);
+            update.withdrawn.into_iter().chain(announced)
+        };
+        updates.flat_map(told).collect()
+    }
+}
+
+/// Reads messages for a group as its members do: bodies, and what they say.
+pub(super) fn read(bytes: &[u8], key: &GroupKey) -> Result<Vec<(Bytes, Update)>, String> {
+    let mut rest = BytesMut::from(bytes);
+    let context = DecodeContext {
+        four_octet_as: key.encoding.four_octet_as,
+        external: match &key.side {
+            Side::Internal { .. } => None,
+            Side::External(external) => Some(external.asn),
+        },
+        families: key.families,
+        add_path: key.encoding.add_path,
+        extended_next_hop: key.extended_next_hop,
+        first_as: matches!(&key.side, Side::External(external) if !external.route_server),
+    };
+    let mut all = vec![];
+    loop {
+        match next_frame(&mut rest, key.encoding.max_len).map_err(|n| n.to_string())? {
+            Some(frame) if frame.kind == MessageType::Update => {
+                let update = Update::decode(frame.body.clone(), &context).map_err(|n| n.to_string())?;
+                all.push((frame.body, update));
+            }
+            Some(frame) => return Err(format!("a {:?} among the updates", frame.kind)),
+            None if rest.is_empty() => return Ok(all),
+            None => return Err("a message is cut off".to_owned()),
+        }
     }
 }
 
