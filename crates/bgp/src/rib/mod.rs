@@ -24,7 +24,7 @@ pub(crate) use intern::{Attributes, Interner};
 
 use crate::message::Nlri;
 use crate::types::Family;
-use table::Numbers;
+use table::PrefixMap;
 
 /// What a session says about its peer, as far as the decision process cares.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -138,7 +138,7 @@ impl DestId {
 /// this one need no prefixes of their own.
 #[derive(Debug)]
 pub(crate) struct Rib {
-    numbers: Numbers,
+    numbers: PrefixMap<DestId>,
     destinations: Vec<Destination>,
     /// The next hops of those that have several.
     several: BTreeMap<DestId, Vec<IpAddr>>,
@@ -152,7 +152,7 @@ pub(crate) struct Rib {
 impl Default for Rib {
     fn default() -> Self {
         let mut rib = Self {
-            numbers: Numbers::default(),
+            numbers: PrefixMap::default(),
             destinations: vec![],
             several: BTreeMap::new(),
             free: vec![],
@@ -170,22 +170,21 @@ impl Rib {
     /// The number of a prefix, a new one if it has none.
     fn number(&mut self, prefix: IpNet) -> DestId {
         let Self { numbers, destinations, free, .. } = self;
-        if let Some(id) = numbers.get(destinations, &prefix) {
-            return id;
-        }
-        let id = free.pop().unwrap_or_else(|| DestId::from_index(destinations.len()));
-        match destinations.get_mut(id.at()) {
-            Some(free) => *free = Destination::new(prefix),
-            None => destinations.push(Destination::new(prefix)),
-        }
-        numbers.insert(destinations, id);
-        id
+        *numbers.or_insert_with(prefix, || {
+            let id = free.pop().unwrap_or_else(|| DestId::from_index(destinations.len()));
+            match destinations.get_mut(id.at()) {
+                Some(free) => *free = Destination::new(prefix),
+                None => destinations.push(Destination::new(prefix)),
+            }
+            id
+        })
     }
 
     /// Lets go of a destination that nobody has a path to or is told of. The default routes stay: a group may originate one.
     fn release(&mut self, id: DestId) {
-        if self.destinations[id.at()].is_idle() && !Self::is_default(id) {
-            self.numbers.remove(&self.destinations, id);
+        let destination = &self.destinations[id.at()];
+        if destination.is_idle() && !Self::is_default(id) {
+            self.numbers.remove(&destination.prefix);
             self.free.push(id);
         }
     }
@@ -335,7 +334,7 @@ impl Rib {
 
     /// The number of a prefix.
     pub(crate) fn find(&self, prefix: &IpNet) -> Option<DestId> {
-        self.numbers.get(&self.destinations, prefix)
+        self.numbers.get(prefix).copied()
     }
 
     /// One more than the largest number.
@@ -356,17 +355,9 @@ impl Rib {
         self.get(&nlri.prefix)?.paths().iter().find(|path| path.is_of(source, nlri.id))
     }
 
-    /// Those that have a path, and the default routes, by number.
+    /// By prefix.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (DestId, &Destination)> {
-        let all = self.destinations.iter().enumerate().map(|(at, one)| (DestId::from_index(at), one));
-        all.filter(|(id, one)| !one.paths().is_empty() || Self::is_default(*id))
-    }
-
-    /// Those that have a path, by prefix.
-    pub(crate) fn by_prefix(&self) -> Vec<&Destination> {
-        let mut all: Vec<&Destination> = self.iter().map(|(_, one)| one).collect();
-        all.sort_unstable_by_key(|one| one.prefix);
-        all
+        self.numbers.values().map(|id| (*id, self.at(*id)))
     }
 }
 

@@ -1,66 +1,77 @@
-//! Which destination has which number: a table of numbers alone, since the destinations know their prefixes.
+//! A table by prefix, with a tree for each family: a key takes what its family needs, 5 octets for an IPv4 prefix where one of
+//! either family takes 18.
 //!
-//! One octet and a number each, where a tree of prefixes takes four times as much. Nothing depends on its order.
+//! In order: IPv4 before IPv6, by address and length, as [`IpNet`] is ordered.
 
-use hashbrown::{DefaultHashBuilder, HashTable};
-use ipnet::IpNet;
-use std::hash::BuildHasher as _;
+use std::collections::BTreeMap;
 
-use super::{DestId, Destination};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-/// The numbers of the destinations that have one.
-#[derive(Debug, Default)]
-pub(super) struct Numbers {
-    table: HashTable<DestId>,
-    hasher: DefaultHashBuilder,
+/// Something for each prefix.
+#[derive(Debug, Clone)]
+pub(crate) struct PrefixMap<V> {
+    v4: BTreeMap<Ipv4Net, V>,
+    v6: BTreeMap<Ipv6Net, V>,
 }
 
-impl Numbers {
-    /// The number of a prefix.
-    pub(super) fn get(&self, destinations: &[Destination], prefix: &IpNet) -> Option<DestId> {
-        let hash = self.hasher.hash_one(prefix);
-        self.table.find(hash, |id| destinations[id.at()].prefix == *prefix).copied()
+impl<V> Default for PrefixMap<V> {
+    fn default() -> Self {
+        Self { v4: BTreeMap::new(), v6: BTreeMap::new() }
     }
+}
 
-    /// A prefix that has no number gets one; its destination stands where that says.
-    pub(super) fn insert(&mut self, destinations: &[Destination], id: DestId) {
-        let Self { table, hasher } = self;
-        let hash = |id: &DestId| hasher.hash_one(destinations[id.at()].prefix);
-        table.insert_unique(hash(&id), id, hash);
-    }
-
-    /// The number of a destination is free.
-    pub(super) fn remove(&mut self, destinations: &[Destination], id: DestId) {
-        let hash = self.hasher.hash_one(destinations[id.at()].prefix);
-        if let Ok(entry) = self.table.find_entry(hash, |other| *other == id) {
-            entry.remove();
+impl<V> PrefixMap<V> {
+    pub(crate) fn get(&self, prefix: &IpNet) -> Option<&V> {
+        match prefix {
+            IpNet::V4(prefix) => self.v4.get(prefix),
+            IpNet::V6(prefix) => self.v6.get(prefix),
         }
+    }
+
+    /// What is there for a prefix, or what is new.
+    pub(crate) fn or_insert_with(&mut self, prefix: IpNet, new: impl FnOnce() -> V) -> &mut V {
+        match prefix {
+            IpNet::V4(prefix) => self.v4.entry(prefix).or_insert_with(new),
+            IpNet::V6(prefix) => self.v6.entry(prefix).or_insert_with(new),
+        }
+    }
+
+    pub(crate) fn remove(&mut self, prefix: &IpNet) -> Option<V> {
+        match prefix {
+            IpNet::V4(prefix) => self.v4.remove(prefix),
+            IpNet::V6(prefix) => self.v6.remove(prefix),
+        }
+    }
+
+    /// By prefix.
+    pub(crate) fn values(&self) -> impl Iterator<Item = &V> {
+        self.v4.values().chain(self.v6.values())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     #[test]
-    fn a_prefix_has_its_number_until_that_is_free_however_many_there_are() {
-        let net = |n: u32, len: u8| IpNet::new(std::net::Ipv4Addr::from(n << 8).into(), len).unwrap();
-        let all = (0..5000_u32).flat_map(|n| [net(n, 24), net(n, 25)]);
-        let all = all.chain([net(0, 0), "::/0".parse().unwrap(), "fd00::/64".parse().unwrap()]);
-        let destinations: Vec<Destination> = all.map(Destination::new).collect();
-        let ids = || (0..destinations.len()).map(DestId::from_index);
-        let mut numbers = Numbers::default();
-        for id in ids() {
-            let prefix = &destinations[id.at()].prefix;
-            assert_eq!(numbers.get(&destinations, prefix), None, "{prefix}");
-            numbers.insert(&destinations, id);
-            assert_eq!(numbers.get(&destinations, prefix), Some(id), "{prefix}");
+    fn a_table_holds_what_one_tree_would_in_its_order() {
+        let net = |text: &str| text.parse::<IpNet>().unwrap();
+        let all =
+            ["fd00::/64", "10.0.0.0/8", "10.0.0.0/24", "0.0.0.0/0", "::/0", "192.168.0.0/16", "9.0.0.0/8"]
+                .map(net);
+        let (mut table, mut expected) = (PrefixMap::default(), BTreeMap::new());
+        for (value, prefix) in all.into_iter().enumerate() {
+            assert_eq!(*table.or_insert_with(prefix, || value), value);
+            assert_eq!(*table.or_insert_with(prefix, || 99), value);
+            expected.insert(prefix, value);
+            assert!(table.values().eq(expected.values()), "{prefix}");
         }
-        let odd = |id: &DestId| id.at() % 2 == 1;
-        ids().filter(odd).for_each(|id| numbers.remove(&destinations, id));
-        for id in ids() {
-            let expected = (!odd(&id)).then_some(id);
-            assert_eq!(numbers.get(&destinations, &destinations[id.at()].prefix), expected);
+        for prefix in [all[1], all[1], all[4], net("10.0.0.0/9")] {
+            assert_eq!(table.get(&prefix), expected.get(&prefix));
+            assert_eq!(table.remove(&prefix), expected.remove(&prefix));
+            assert!(table.values().eq(expected.values()), "{prefix}");
         }
     }
 }

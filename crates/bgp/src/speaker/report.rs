@@ -64,7 +64,7 @@ impl Speaker {
     /// All paths, by prefix.
     pub fn routes(&self) -> Vec<RouteStatus> {
         let mut all = vec![];
-        for destination in self.rib.by_prefix() {
+        for (_, destination) in self.rib.iter() {
             let prefix = destination.prefix;
             for path in destination.paths() {
                 let from = path.source();

@@ -10,6 +10,7 @@ mod measure;
 mod report;
 mod rows;
 mod speakers;
+mod watched;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -72,7 +73,9 @@ fn run(arguments: &Arguments) -> Result<()> {
         .filter(|row| !arguments.quick || row.quick)
         .filter(|row| arguments.row.is_empty() || arguments.row.iter().any(|part| row.name().contains(part)))
         .collect();
-    ensure!(!rows.is_empty(), "no row has such a name");
+    let with_bfd =
+        arguments.row.is_empty() || arguments.row.iter().any(|part| watched::name().contains(part));
+    ensure!(with_bfd || !rows.is_empty(), "no row has such a name");
     let runs = if arguments.quick { 1 } else { arguments.runs };
     let mut report = Report::new(&present, runs);
     for row in &rows {
@@ -90,6 +93,14 @@ fn run(arguments: &Arguments) -> Result<()> {
             }
         }
         report.row(row, outcomes);
+    }
+    let ours = present.iter().find(|found| found.speaker == Speaker::Podway);
+    if let Some(ours) = ours.filter(|_| with_bfd) {
+        for _ in 0..runs {
+            let watched = watched::measure(ours).with_context(watched::name)?;
+            eprintln!("    {:24} {:8} {} of BFD's sessions lost", watched::name(), "Podway", watched.lost);
+            report.watched(watched);
+        }
     }
     println!("{}", report.text());
     if let Some(path) = &arguments.json {

@@ -90,11 +90,7 @@ pub(crate) fn measure(found: &Found, row: &Row) -> Result<Outcome> {
     std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
     let log = folder.join("log");
     drop(std::fs::remove_file(&log));
-    let place = Place::new("bench")?;
-    place.ip("route add local 10.99.0.0/16 dev lo\n")?;
-    place.sysctl("net.core.somaxconn", "8192")?;
-    place.sysctl("net.ipv4.tcp_max_syn_backlog", "8192")?;
-
+    let place = place()?;
     let several = std::thread::available_parallelism()?.get() > 1;
     let command = on_processor(several.then_some("0"), found.command(&folder, row.clients)?);
     let mut speaker = Process::start(&place, &found.speaker.to_string(), command, &log)?;
@@ -104,6 +100,27 @@ pub(crate) fn measure(found: &Found, row: &Row) -> Result<Outcome> {
         Ok(listens(&sockets).then_some(()))
     })?;
 
+    let (before, own_before) = (Machine::now()?, children_seconds()?);
+    let load = apply(&programs, &place, &mut speaker, row)?;
+    let (after, own_after) = (Machine::now()?, children_seconds()?);
+    let own = load.cpu_seconds + (own_after - own_before);
+    let foreign = (after.busy - before.busy - own).max(0.0) / (after.all - before.all).max(0.01);
+    speaker.kill()?;
+    Ok(Outcome { load, foreign_percent: foreign * 100.0 })
+}
+
+/// Where a run takes place: all addresses of 10.98.0.0/16 and 10.99.0.0/16 are its own.
+pub(crate) fn place() -> Result<Place> {
+    let place = Place::new("bench")?;
+    place.ip("route add local 10.98.0.0/16 dev lo\nroute add local 10.99.0.0/16 dev lo\n")?;
+    place.sysctl("net.core.somaxconn", "8192")?;
+    place.sysctl("net.ipv4.tcp_max_syn_backlog", "8192")?;
+    Ok(place)
+}
+
+/// Puts a row's load on a speaker.
+pub(crate) fn apply(programs: &Programs, place: &Place, speaker: &mut Process, row: &Row) -> Result<Load> {
+    let several = std::thread::available_parallelism()?.get() > 1;
     let mut load = Command::new(programs.routed.with_file_name("podway-bgpload"));
     load.args(["--target", &format!("{ADDRESS}:{PORT}"), "--pid", &speaker.pid().to_string(), "--json"]);
     load.args(["--clients", &row.clients.to_string(), "--prefixes", &row.prefixes.to_string(), "--close"]);
@@ -111,26 +128,20 @@ pub(crate) fn measure(found: &Found, row: &Row) -> Result<Outcome> {
     if row.storm {
         load.arg("--storm");
     }
-    let (before, own_before) = (Machine::now()?, children_seconds()?);
     let output = place.output(on_processor(several.then_some("1"), load), b"")?;
-    let (after, own_after) = (Machine::now()?, children_seconds()?);
     speaker.ensure_running()?;
     anyhow::ensure!(
         output.status.success(),
         "podway-bgpload: {}: {}; log of the speaker: {}",
         output.status,
         String::from_utf8_lossy(&output.stderr).trim(),
-        log.display()
+        speaker.log_path().display()
     );
-    let load: Load = serde_json::from_slice(&output.stdout).context("what podway-bgpload says")?;
-    let own = load.cpu_seconds + (own_after - own_before);
-    let foreign = (after.busy - before.busy - own).max(0.0) / (after.all - before.all).max(0.01);
-    speaker.kill()?;
-    Ok(Outcome { load, foreign_percent: foreign * 100.0 })
+    serde_json::from_slice(&output.stdout).context("what podway-bgpload says")
 }
 
 /// The same command, held to one processor.
-fn on_processor(processor: Option<&str>, command: Command) -> Command {
+pub(crate) fn on_processor(processor: Option<&str>, command: Command) -> Command {
     let Some(processor) = processor else { return command };
     let mut pinned = Command::new("taskset");
     pinned.args(["--cpu-list", processor]).arg(PathBuf::from(command.get_program())).args(command.get_args());

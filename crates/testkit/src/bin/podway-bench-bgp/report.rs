@@ -8,12 +8,14 @@ use serde_json::{Value, json};
 use crate::measure::{LIMIT, Load, Outcome};
 use crate::rows::{NEWS_BUDGET_MS, NEWS_CLIENTS, Row};
 use crate::speakers::{Found, Speaker};
+use crate::watched::{self, SESSIONS, Watched};
 
 /// Everything that was measured.
 pub(crate) struct Report {
     speakers: Vec<Found>,
     runs: usize,
     rows: Vec<(Row, Vec<Vec<Outcome>>)>,
+    watched: Vec<Watched>,
 }
 
 /// The median run of a speaker, number by number; none: it did not finish.
@@ -49,11 +51,29 @@ impl Median {
 
 impl Report {
     pub(crate) fn new(speakers: &[Found], runs: usize) -> Self {
-        Self { speakers: speakers.to_vec(), runs, rows: vec![] }
+        Self { speakers: speakers.to_vec(), runs, rows: vec![], watched: vec![] }
     }
 
     pub(crate) fn row(&mut self, row: &Row, outcomes: Vec<Vec<Outcome>>) {
         self.rows.push((row.clone(), outcomes));
+    }
+
+    pub(crate) fn watched(&mut self, watched: Watched) {
+        self.watched.push(watched);
+    }
+
+    /// What became of BFD's sessions beside the load, in a sentence.
+    fn watched_text(&self) -> String {
+        let Some(most) = self.watched.iter().map(|run| run.lost).max() else { return String::new() };
+        let seconds: Vec<f64> = self.watched.iter().map(|run| run.load.seconds).collect();
+        format!(
+            "\n{}: {SESSIONS} sessions at 3 x 100 ms with another speaker of ours while {} clients connect ({:.3} s): at \
+             most {most} lost in a run (0) {}.\n",
+            watched::name(),
+            watched::row().clients,
+            median(&seconds).unwrap_or_default(),
+            if most == 0 { "met" } else { "MISSED" }
+        )
     }
 
     fn cells(&self) -> Vec<[String; 6]> {
@@ -180,13 +200,13 @@ impl Report {
     /// For a terminal.
     pub(crate) fn text(&self) -> String {
         let [figures, events] = self.tables();
-        format!("{}\n\n{figures}\n{events}", self.about())
+        format!("{}\n\n{figures}\n{events}{}", self.about(), self.watched_text())
     }
 
     /// For the repository.
     pub(crate) fn markdown(&self) -> String {
         let [figures, events] = self.tables().map(|table| table.to_markdown());
-        format!("{}\n\n{figures}\n{events}", self.about())
+        format!("{}\n\n{figures}\n{events}{}", self.about(), self.watched_text())
     }
 
     /// For programs, with every run.
@@ -206,9 +226,12 @@ impl Report {
             .collect();
         let versions: serde_json::Map<String, Value> =
             self.speakers.iter().map(|f| (f.speaker.to_string(), json!(f.version))).collect();
-        serde_json::to_string_pretty(
-            &json!({"measured": bench::measured(), "versions": versions, "rows": rows}),
-        )
+        serde_json::to_string_pretty(&json!({
+            "measured": bench::measured(),
+            "versions": versions,
+            "rows": rows,
+            "bfdLost": self.watched.iter().map(|run| run.lost).collect::<Vec<_>>(),
+        }))
         .context("write JSON")
     }
 }
